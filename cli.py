@@ -1,0 +1,200 @@
+"""The command `mmpack`: parse, make one library call, print.
+
+torch is imported by the commands that need it, so `--help`, `check`, `inspect` and `link` answer
+at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmpack.multimethod.errors import MmpackError
+from mmpack.multimethod.report.quiet import quiet_libraries
+
+SPEC = click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
+PROGRAM = click.argument("program", type=click.Path(dir_okay=False, path_type=Path))
+CACHE = click.option(
+    "--cache",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder of compiled methods. Default: $MMPACK_CACHE, or mmpack in the user's cache.",
+)
+JOBS = click.option(
+    "--jobs", "-j", type=click.IntRange(min=1), default=1, show_default=True,
+    help="Methods compiled at once, each in its own process.",
+)
+
+
+class _Group(click.Group):
+    """Prints what mmpack raises on purpose as a message; each error owns its exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        quiet_libraries()
+        try:
+            return super().invoke(ctx)
+        except MmpackError as error:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(error), err=True)
+            ctx.exit(error.exit_code)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mmpack")
+def main() -> None:
+    """Cut a PyTorch model into methods, each with its own shapes and backend, in one .pte."""
+
+
+@main.command()
+@SPEC
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="Where the program goes. Default: the spec's name with .pte, here.")
+@JOBS
+@CACHE
+@click.option("--no-verify", is_flag=True,
+              help="Do not compare with eager PyTorch. The program's manifest will say so.")
+def build(spec: Path, output: Path | None, jobs: int, cache: Path | None, no_verify: bool) -> None:
+    """Build the program that SPEC describes."""
+    from rich.console import Console
+
+    from mmpack.multimethod.build import build
+    from mmpack.multimethod.report.display import Display
+    from mmpack.multimethod.report.tables import build_summary, build_table
+
+    console = Console()
+    with Display(console) as display:
+        report = build(
+            spec, output, jobs=jobs, verify=not no_verify, cache=cache, progress=display
+        )
+    console.print(build_table(report))
+    click.echo(build_summary(report))
+
+
+@main.command()
+@SPEC
+@click.option("--model", is_flag=True, help="Also check what needs the model. Imports torch.")
+def check(spec: Path, model: bool) -> None:
+    """Check SPEC, and report every mistake with its line."""
+    from mmpack.multimethod.check import check
+
+    found = check(spec, model=model)
+    depth = "the spec and its model are right" if model else "the spec is right"
+    click.echo(f"{spec}: {len(found.methods)} methods, {len(found.steps)} flows; {depth}")
+
+
+@main.command()
+@PROGRAM
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def inspect(program: Path, as_json: bool) -> None:
+    """Show what is in PROGRAM, any ExecuTorch program, without running it."""
+    from mmpack.multimethod.report.inspection import inspect
+
+    seen = inspect(program)
+    click.echo(json.dumps(seen.as_dict(), indent=2) if as_json else str(seen))
+
+
+@main.command()
+@PROGRAM
+@click.argument("method")
+@click.argument("inputs", nargs=-1, metavar="[NAME=VALUE]...")
+@click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE",
+              help="Size of a dynamic dim, for random inputs.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write the outputs to a .safetensors file.")
+def run(
+    program: Path, method: str, inputs: Sequence[str], dims: Sequence[str], output: Path | None
+) -> None:
+    """Run METHOD of PROGRAM once.
+
+    A VALUE is a .npy file, FILE.safetensors[KEY], `random`, or a literal such as [[1, 2]].
+    """
+    from mmpack.multimethod.report.calls import call_method
+
+    click.echo(call_method(program, method, inputs, _sizes(dims), output))
+
+
+@main.command()
+@PROGRAM
+@SPEC
+def verify(program: Path, spec: Path) -> None:
+    """Compare every method and flow of PROGRAM with SPEC's model in eager PyTorch."""
+    from rich.console import Console
+
+    from mmpack.multimethod.report.display import Display
+    from mmpack.multimethod.report.tables import checked_table
+    from mmpack.multimethod.verify import verify
+
+    console = Console()
+    with Display(console) as display:
+        verified = verify(program, spec, progress=display)
+    console.print(checked_table([*verified.methods.values(), *verified.flows]))
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True,
+                type=click.Path(dir_okay=False, path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--rename", multiple=True, metavar="[FILE:]OLD=NEW", help="Rename a method.")
+@click.option("--share", multiple=True, metavar="BUFFER",
+              help="Make same-named state buffers of several files one memory.")
+def link(
+    inputs: Sequence[Path], output: Path, rename: Sequence[str], share: Sequence[str]
+) -> None:
+    """Link any ExecuTorch programs into one."""
+    from mmpack.multimethod.link import link
+    from mmpack.multimethod.report.tables import size
+
+    names = dict(_pair(text, "OLD=NEW") for text in rename)
+    report = link(inputs, output, rename=names, shared=share, undeclared="private")
+    click.echo(
+        f"{output}: {len(report.methods)} methods, {size(report.size)}, "
+        f"{size(report.saved)} saved by sharing"
+    )
+
+
+@main.command()
+def doctor() -> None:
+    """Show what this machine can build and run, and what would change a "no"."""
+    from mmpack.multimethod.report.doctor import diagnose
+
+    found = diagnose()
+    click.echo(str(found))
+    sys.exit(0 if found.healthy else 1)
+
+
+@main.command()
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+              default=Path("adder.pte"), show_default=True)
+@JOBS
+@CACHE
+@click.argument("sum_", metavar="[SUM]", default="123+989")
+def demo(output: Path, jobs: int, cache: Path | None, sum_: str) -> None:
+    """Build the packaged example, a small trained decoder, and have it add two numbers."""
+    from mmpack.examples.adder.demo import demo
+
+    demo(sum_, output, jobs=jobs, cache=cache)
+
+
+def _pair(text: str, form: str) -> tuple[str, str]:
+    left, equals, right = text.partition("=")
+    if not (left and equals and right):
+        raise click.BadParameter(f"{text!r}: expected {form}")
+    return left, right
+
+
+def _sizes(dims: Sequence[str]) -> dict[str, int]:
+    sizes = {}
+    for text in dims:
+        name, size = _pair(text, "NAME=SIZE")
+        if not size.isdecimal():
+            raise click.BadParameter(f"{text!r}: {size!r} is not a whole number")
+        sizes[name] = int(size)
+    return sizes
+
+
+if __name__ == "__main__":
+    main()

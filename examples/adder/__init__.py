@@ -1,0 +1,1 @@
+"""A small decoder trained to add: Llama architecture, bytes in, bytes out."""

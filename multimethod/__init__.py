@@ -1,0 +1,124 @@
+"""Cut a PyTorch model into methods, each with its own shapes and backend, in one `.pte`.
+
+    from mmpack.multimethod import build, load
+
+    build("spec.yaml", "model.pte")
+    program = load("model.pte")
+    q, k, v = program.run_method("qkv_proj", hidden)
+
+The names below are all that is public. They are imported at first use, so that reading a spec
+or a file does not pay for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmpack.multimethod.build import BuildReport, build
+    from mmpack.multimethod.check import check
+    from mmpack.multimethod.errors import (
+        CallError,
+        CompileError,
+        ExecutionError,
+        FlowError,
+        FormatError,
+        LinkError,
+        MmpackError,
+        ModelError,
+        OutputError,
+        SpecError,
+        TargetError,
+        VerifyError,
+    )
+    from mmpack.multimethod.flow.execute import Context, Flow
+    from mmpack.multimethod.flow.program import Program, load
+    from mmpack.multimethod.link import LinkReport, link
+    from mmpack.multimethod.report.inspection import Inspection, inspect
+    from mmpack.multimethod.runtime.methods import Method
+    from mmpack.multimethod.signature import Dim, Signature, ValueSpec
+    from mmpack.multimethod.verify import Verified, verify
+
+_HOMES = {
+    "build": ("BuildReport", "build"),
+    "check": ("check",),
+    "errors": (
+        "CallError",
+        "CompileError",
+        "ExecutionError",
+        "FlowError",
+        "FormatError",
+        "LinkError",
+        "MmpackError",
+        "ModelError",
+        "OutputError",
+        "SpecError",
+        "TargetError",
+        "VerifyError",
+    ),
+    "flow.execute": ("Context", "Flow"),
+    "flow.program": ("Program", "load"),
+    "link": ("LinkReport", "link"),
+    "report.inspection": ("Inspection", "inspect"),
+    "runtime.methods": ("Method",),
+    "signature": ("Dim", "Signature", "ValueSpec"),
+    "verify": ("Verified", "verify"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: RUF022 (functions first)
+    "build",
+    "check",
+    "inspect",
+    "link",
+    "load",
+    "verify",
+    "BuildReport",
+    "CallError",
+    "CompileError",
+    "Context",
+    "Dim",
+    "ExecutionError",
+    "Flow",
+    "FlowError",
+    "FormatError",
+    "Inspection",
+    "LinkError",
+    "LinkReport",
+    "Method",
+    "MmpackError",
+    "ModelError",
+    "OutputError",
+    "Program",
+    "Signature",
+    "SpecError",
+    "TargetError",
+    "ValueSpec",
+    "Verified",
+    "VerifyError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """`build`, `link` and others are functions here and modules below: the function is what
+    `from mmpack.multimethod import link` means, whichever was imported first."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,0 +1,186 @@
+"""spec.yaml -> model.pte: the driver that walks the stages in their order.
+
+    check -> units -> compile (cached, in worker processes) -> link -> verify -> move into place
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import cattrs
+import torch
+from attrs import frozen
+
+from mmpack.multimethod.compile.cache import Cache
+from mmpack.multimethod.compile.fingerprint import hash_file
+from mmpack.multimethod.compile.model import load_model, state_names
+from mmpack.multimethod.compile.objects import Compiler, Objects
+from mmpack.multimethod.compile.state import State, decide
+from mmpack.multimethod.compile.unit import Unit, make_units
+from mmpack.multimethod.errors import OutputError
+from mmpack.multimethod.flow.plan import make_plan
+from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
+from mmpack.multimethod.progress import Progress, Silent
+from mmpack.multimethod.signature import Signature
+from mmpack.multimethod.spec import SpecFile, load_spec
+from mmpack.multimethod.verify import Checked, Verified, verify_program
+from mmpack.multimethod.versions import installed
+
+
+@frozen
+class MethodReport:
+    """A row of the table that ends a build. `error` is None if the build did not verify."""
+
+    signature: Signature
+    target: str
+    operators: int
+    delegated: int
+    size: int
+    cached: bool
+    error: float | None
+
+
+@frozen
+class BuildReport:
+    """What a build did."""
+
+    output: Path
+    methods: tuple[MethodReport, ...]
+    flows: tuple[Checked, ...]
+    link: LinkReport
+
+    @property
+    def compiled(self) -> int:
+        """How many methods were compiled; the rest came out of the cache."""
+        return sum(not m.cached for m in self.methods)
+
+
+def build(
+    spec: str | Path,
+    output: str | Path | None = None,
+    *,
+    jobs: int = 1,
+    verify: bool = True,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build the program that a spec describes.
+
+    output: where it goes; none given: `<spec's stem>.pte` in the working directory.
+    jobs: how many methods are compiled at once, each in its own process.
+    verify: compare every method and flow with eager PyTorch, and write nothing if one is wrong.
+    cache: the cache's folder; none given: see `cache.default_root`.
+
+    Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
+    is what it was before, and objects already compiled stay in the cache.
+    """
+    progress = progress or Silent()
+    spec_file = load_spec(spec)
+    target = Path(output) if output is not None else Path(f"{spec_file.path.stem}.pte")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target}: there is no folder {target.parent}")
+    store = Cache(Path(cache) if cache is not None else None)
+    model = load_model(spec_file)
+    units = make_units(spec_file, model)
+    compiler = Compiler(units, state_names(model), store, progress)
+    facts = compiler.export_all()
+    signatures = {name: f.signature for name, f in facts.items()}
+    state = decide(spec_file, {name: f.touched for name, f in facts.items()})
+    for name, flow in spec_file.spec.flow.items():  # every edge, before anything is compiled
+        make_plan(name, flow.cut, spec_file.steps[name], flow.outputs, flow.reference, signatures)
+    objects = compiler.compile_all(state, jobs)
+    parts = _Parts(spec_file, units, signatures, objects, state)
+
+    # Linked twice: the manifest of what is shipped holds the errors that were measured on what
+    # was linked first. Only the second one bears the output's name.
+    verified: Verified | None = None
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.unverified")
+    try:
+        if verify:
+            progress.stage("link", 1)
+            _link(parts, None, scratch)
+            progress.done("")
+            private = state.private
+            verified = verify_program(scratch, spec_file, units, model, private, progress)
+            verified.require_right()
+        progress.stage("link", 1)
+        report = _link(parts, verified, target)
+        progress.done("")
+    finally:
+        scratch.unlink(missing_ok=True)
+    return BuildReport(
+        output=target,
+        methods=tuple(_row(parts, name, report, verified) for name in units),
+        flows=verified.flows if verified is not None else (),
+        link=report,
+    )
+
+
+@frozen(eq=False)
+class _Parts:
+    """What a program is put together from."""
+
+    spec_file: SpecFile
+    units: Mapping[str, Unit]
+    signatures: Mapping[str, Signature]
+    objects: Objects
+    state: State
+
+
+def _link(parts: _Parts, verified: Verified | None, output: Path) -> LinkReport:
+    spec = parts.spec_file.spec
+    manifest = Manifest(
+        mmpack=installed("mmpack") or "0",
+        methods={name: _record(parts, name, verified) for name in parts.units},
+        flow=cattrs.unstructure(spec.flow),
+        provenance={
+            "spec": parts.spec_file.path.name,
+            "spec_sha256": hash_file(parts.spec_file.path),
+            "model": spec.model.factory,
+            "torch": torch.__version__,
+            "executorch": installed("executorch"),
+        },
+    )
+    return link(
+        [parts.objects.by_name[name].path for name in parts.units],
+        output,
+        manifest=manifest,
+        constants=spec.constants,
+        shared=tuple(parts.state.shared),
+        private=tuple(parts.state.private),
+    )
+
+
+def _record(parts: _Parts, name: str, verified: Verified | None) -> MethodRecord:
+    unit, made = parts.units[name], parts.objects.by_name[name]
+    checked = verified.methods[name] if verified is not None else None
+    return MethodRecord(
+        signature=parts.signatures[name],
+        target=unit.spec.target,
+        backend=unit.backend,
+        options=dict(unit.options),
+        operators=made.figures["operators"],
+        delegated=made.figures["delegated"],
+        key=made.key,
+        error=checked.error if checked is not None else None,
+        tolerance=checked.tolerance if checked is not None else None,
+        verified=checked is not None,
+        extra={"ranges": {n: list(r) for n, r in unit.ranges.items()}},
+    )
+
+
+def _row(
+    parts: _Parts, name: str, report: LinkReport, verified: Verified | None
+) -> MethodReport:
+    figures = parts.objects.by_name[name].figures
+    return MethodReport(
+        signature=parts.signatures[name],
+        target=parts.units[name].spec.target,
+        operators=figures["operators"],
+        delegated=figures["delegated"],
+        size=report.methods[name],
+        cached=name not in parts.objects.compiled,
+        error=verified.methods[name].error if verified is not None else None,
+    )

@@ -1,0 +1,119 @@
+"""Shapes taken from life: run the whole model once and note what each submodule is given.
+
+So nobody has to write down the shapes of a module deep inside a model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from mmpack.multimethod.compile.model import model_error, resolve
+from mmpack.multimethod.errors import ModelError
+from mmpack.multimethod.samples import fill, random_tensor
+from mmpack.multimethod.signature import ValueSpec
+from mmpack.multimethod.spec import SpecFile
+
+Point = tuple[nn.Module, str]
+"""A module and the name of the Python method of it that is called."""
+
+
+@frozen
+class Captured:
+    """The inputs of one call, and the range of values seen in the integer ones."""
+
+    inputs: tuple[ValueSpec, ...]
+    ranges: Mapping[str, tuple[int, int]]
+
+
+def capture(
+    spec_file: SpecFile, model: nn.Module, points: Iterable[Point]
+) -> dict[Point, Captured]:
+    """Run the model on the spec's sample and return what each point was called with, first call.
+
+    Buffers that the run changes are put back. Points that the run does not reach are left out.
+    """
+    taken: dict[Point, Captured] = {}
+    undo = [_listen(module, call, taken) for module, call in points]
+    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
+    try:
+        args, kwargs = sample_inputs(spec_file)
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except ModelError:
+        raise
+    except Exception as error:
+        raise model_error(
+            spec_file,
+            ("sample",),
+            f"running the model on the sample failed: {type(error).__name__}: {error}",
+        ) from error
+    finally:
+        for stop in undo:
+            stop()
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return taken
+
+
+def sample_inputs(spec_file: SpecFile) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The spec's sample as positional and keyword arguments of the model."""
+    sample = spec_file.spec.sample
+    if sample is None:
+        raise model_error(spec_file, (), "captured inputs need a `sample` to run the model on")
+    if isinstance(sample, str):
+        made = resolve(spec_file, sample, ("sample",))()
+        if isinstance(made, Mapping):
+            return (), dict(made)
+        return (tuple(made) if isinstance(made, (tuple, list)) else (made,)), {}
+    generator = torch.Generator().manual_seed(0)
+    dims = spec_file.spec.dims
+    sizes = {name: dim.max for name, dim in dims.items()}
+    return (), {
+        name: random_tensor(given.dtype, fill(given.shape, sizes), given.range, generator)
+        for name, given in sample.items()
+    }
+
+
+def _listen(module: nn.Module, call: str, taken: dict[Point, Captured]) -> Callable[[], None]:
+    point = (module, call)
+    signature = inspect.signature(getattr(module, call))
+
+    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if point in taken:
+            return
+        bound = signature.bind(*args, **kwargs).arguments
+        inputs, ranges = [], {}
+        for name, value in bound.items():
+            if value is None:
+                continue
+            if not isinstance(value, torch.Tensor):
+                raise ModelError(
+                    f"{type(module).__name__}.{call} is given {name}={type(value).__name__} in the "
+                    "sample run; captured inputs must be tensors: write a wrapper that takes "
+                    "tensors only"
+                )
+            dtype = str(value.dtype).removeprefix("torch.")
+            inputs.append(ValueSpec(name, dtype, tuple(value.shape)))
+            if not value.dtype.is_floating_point and value.numel():
+                ranges[name] = (int(value.min()), int(value.max()))
+        taken[point] = Captured(tuple(inputs), ranges)
+
+    if call == "forward":
+        hook = module.register_forward_pre_hook(
+            lambda _, args, kwargs: note(args, kwargs), with_kwargs=True
+        )
+        return hook.remove
+    original = getattr(module, call)
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        note(args, kwargs)
+        return original(*args, **kwargs)
+
+    object.__setattr__(module, call, spy)
+    return lambda: object.__delattr__(module, call)

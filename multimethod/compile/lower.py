@@ -1,0 +1,123 @@
+"""Exported program -> object: partitioned for its backend, planned, and written as one `.pte`
+that holds exactly one method. This runs in a worker process (see `worker.py`).
+
+Source of the conventions: ExecuTorch 1.5, `exir/program/_program.py` (the stages) and
+`exir/passes/memory_planning_pass.py` (mutable buffers in memory id 2, by name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from executorch.exir import (
+    EdgeProgramManager,
+    ExecutorchBackendConfig,
+    to_edge_transform_and_lower,
+)
+from executorch.exir.lowered_backend_module import get_lowered_backend_modules
+from executorch.exir.passes import MemoryPlanningPass
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import GraphModule
+from torch.fx.passes.infra.pass_base import PassResult
+
+from mmpack.multimethod.errors import CompileError, TargetError, nearest
+from mmpack.multimethod.targets import BACKENDS
+
+
+@frozen
+class Lowered:
+    """What lowering tells: operators in all, those delegated, names of those left on the CPU."""
+
+    operators: int
+    delegated: int
+    left: Mapping[str, int]
+
+
+def lower(
+    program: ExportedProgram, method: str, backend: str, options: Mapping[str, Any], output: Path
+) -> Lowered:
+    """Lower one exported program to `backend` and write the object to `output`.
+
+    Raises CompileError if the backend takes none of the method's operators: a method is never
+    silently left undelegated.
+    """
+    if backend not in BACKENDS:
+        raise TargetError(f"no backend is called {backend!r};{nearest(backend, BACKENDS)}")
+    target = BACKENDS[backend]
+    edge = to_edge_transform_and_lower(
+        {method: program},
+        partitioner={method: target.partitioners(target.options(options))},
+    )
+    counts = _count(edge, method)
+    if target.delegates() and counts.operators and not counts.delegated:
+        raise CompileError(
+            f"{method}: {backend} took none of its {counts.operators} operators "
+            f"({', '.join(sorted(counts.left))}); give it the target of a backend that can, "
+            "such as portable"
+        )
+    planned = edge.to_executorch(
+        ExecutorchBackendConfig(
+            passes=[_initialised(edge.exported_program(method))],
+            memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
+            emit_mutable_buffer_names=True,
+        )
+    )
+    with output.open("wb") as file:
+        planned.write_to_file(file)
+    return counts
+
+
+def _initialised(program: ExportedProgram) -> Any:
+    """A pass that has every mutable buffer start with the value it has in the model. All-zero
+    ones need no data in the file: the runtimes hand out zeroed memory."""
+    signature = program.graph_signature
+    state = set(signature.buffers_to_mutate.values())
+    names = {
+        spec.arg.name
+        for spec in signature.input_specs
+        if spec.kind == InputKind.BUFFER
+        and spec.target in state
+        and torch.count_nonzero(_tensor(program, spec.target))
+    }
+
+    def mark(graph_module: GraphModule) -> PassResult:
+        for node in graph_module.graph.nodes:
+            if node.op == "placeholder" and node.name in names:
+                node.meta["et_init_buffer"] = True
+        return PassResult(graph_module, True)
+
+    return mark
+
+
+def _tensor(program: ExportedProgram, name: str) -> torch.Tensor:
+    table = program.state_dict if name in program.state_dict else program.constants
+    tensor = table[name]
+    assert isinstance(tensor, torch.Tensor)
+    return tensor
+
+
+def _count(edge: EdgeProgramManager, method: str) -> Lowered:
+    graph_module = edge.exported_program(method).graph_module
+    left: dict[str, int] = {}
+    for name in _operators(graph_module):
+        left[name] = left.get(name, 0) + 1
+    delegated = sum(
+        len(_operators(lowered.original_module.graph_module))
+        for lowered in get_lowered_backend_modules(graph_module)
+    )
+    return Lowered(delegated + sum(left.values()), delegated, left)
+
+
+def _operators(graph_module: GraphModule) -> list[str]:
+    """Names of the operators that compute something (not delegate calls, not tuple access)."""
+    return [
+        node.target.name()
+        for node in graph_module.graph.nodes
+        if node.op == "call_function" and hasattr(node.target, "_schema")
+        and not node.target.name().startswith("executorch::")
+    ]

@@ -1,0 +1,145 @@
+"""Units -> objects: what the cache has is taken, the rest is exported and compiled.
+
+The parent exports, since only it has the model; the workers lower. A unit travels to its worker
+as a file that holds the exported program. Between the two stages stands the decision which
+buffers are shared (`state.py`), since that takes the facts of all units and changes how each is
+lowered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from cattrs.preconf.json import make_converter
+import torch
+from attrs import frozen
+
+from mmpack.multimethod.compile.cache import Cache, Object
+from mmpack.multimethod.compile.export import Exported, export, mark_as_state
+from mmpack.multimethod.compile.fingerprint import Fingerprints, digest
+from mmpack.multimethod.compile.pool import Answer, Job, run_jobs
+from mmpack.multimethod.compile.state import State, Touched
+from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.errors import CompileError, OutputError
+from mmpack.multimethod.progress import Progress
+from mmpack.multimethod.signature import Signature
+
+_FACTS = make_converter()
+_FACTS.register_structure_hook(int | str, lambda value, _: value)
+
+
+@frozen
+class Facts:
+    """What exporting a unit tells: its whole signature, and the buffers that it touches."""
+
+    signature: Signature
+    touched: Touched
+
+
+@frozen
+class Objects:
+    """An object for every unit, in their order, and the names of those not out of the cache."""
+
+    by_name: Mapping[str, Object]
+    compiled: frozenset[str]
+
+
+class Compiler:
+    """Makes the objects of some units: `export_all`, then `compile_all`."""
+
+    def __init__(
+        self, units: Mapping[str, Unit], names: Mapping[int, str], store: Cache, progress: Progress
+    ) -> None:
+        self._units = units
+        self._names = names
+        self._store = store
+        self._progress = progress
+        fingerprints = Fingerprints(names)
+        self._prints = {name: fingerprints.of(unit) for name, unit in units.items()}
+        self._exported: dict[str, Exported] = {}
+
+    def export_all(self) -> dict[str, Facts]:
+        """The facts of every unit, exporting those that the cache knows nothing of."""
+        self._progress.stage("export", len(self._units))
+        facts: dict[str, Facts] = {}
+        for name, unit in self._units.items():
+            self._progress.start(name)
+            known = self._store.facts(self._prints[name])
+            if known is not None:
+                facts[name] = _FACTS.structure(known, Facts)
+            else:
+                made = self._exported[name] = export(unit, self._names)
+                facts[name] = Facts(made.signature, Touched(made.mutated, made.read))
+                self._store.put_facts(self._prints[name], _FACTS.unstructure(facts[name]))
+            self._progress.done(name, "cached" if known is not None else "")
+        return facts
+
+    def compile_all(self, state: State, jobs: int) -> Objects:
+        """An object for every unit, compiling `jobs` at a time.
+
+        Raises CompileError that names every method that failed, with its log; the objects of the
+        others are in the cache by then.
+        """
+        self._progress.stage("compile", len(self._units))
+        objects: dict[str, Object] = {}
+        work: list[Job] = []
+        keys = {
+            name: digest([self._prints[name], sorted(state.marks[name])]) for name in self._units
+        }
+
+        def finished(answer: Answer) -> None:
+            name = answer.job.method
+            if answer.error is None:
+                made = self._store.put_object(keys[name], answer.job.output, answer.figures)
+                objects[name] = made
+            self._progress.done(name, "failed" if answer.error else "")
+
+        try:
+            for name in self._units:
+                found = self._store.object(keys[name])
+                if found is not None:
+                    objects[name] = found
+                    self._progress.done(name, "cached")
+                else:
+                    work.append(self._job(name, keys[name], state.marks[name]))
+            answers = run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished)
+        finally:
+            for job in work:
+                job.unit.unlink(missing_ok=True)
+                job.output.unlink(missing_ok=True)
+        _require_all(answers)
+        return Objects(
+            {name: objects[name] for name in self._units},
+            frozenset(job.method for job in work),
+        )
+
+    def _job(self, name: str, key: str, marks: frozenset[str]) -> Job:
+        """The unit written to a file, and what its worker must know besides."""
+        unit = self._units[name]
+        exported = self._exported.pop(name, None) or export(unit, self._names)
+        mark_as_state(exported.program, marks)
+        path = self._store.scratch(key, ".pt2")
+        try:
+            with path.open("wb") as file:
+                torch.export.save(exported.program, file)
+        except (OSError, RuntimeError) as error:
+            path.unlink(missing_ok=True)
+            raise OutputError(f"{path} cannot be written: {error}") from error
+        return Job(
+            method=name,
+            unit=path,
+            backend=unit.backend,
+            options=dict(unit.options),
+            output=self._store.scratch(key, ".pte"),
+            log=self._store.log(name, key),
+        )
+
+
+def _require_all(answers: list[Answer]) -> None:
+    failed = [answer.error for answer in answers if answer.error is not None]
+    if not failed:
+        return
+    kept = len(answers) - len(failed)
+    if kept:
+        failed.append(f"the other {kept} compiled methods are kept in the cache")
+    raise CompileError("\n".join(failed))

@@ -1,0 +1,159 @@
+"""A plan run serially: the input cut in pieces, each piece through all steps, caches grown.
+
+    prefill, decode = program.flow("prefill"), program.flow("decode")
+    context = Context()
+    logits = prefill.run(tokens, context=context).logits
+    logits = decode.run(next_token, context=context).logits   # goes on where prefill stopped
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from typing import Any
+
+import torch
+from attrs import define, field
+
+from mmpack.multimethod.errors import FlowError, nearest
+from mmpack.multimethod.flow.plan import POSITIONS, CacheSpec, Cut, Plan
+from mmpack.multimethod.runtime import Methods
+
+
+@define
+class Context:
+    """What runs of a program's flows have in common: how many rows were fed so far, and the
+    caches, each with room for its dim's maximum. A new context is a new conversation."""
+
+    position: int = 0
+    caches: dict[str, torch.Tensor] = field(factory=dict)
+
+
+class Flow:
+    """A flow of a loaded program."""
+
+    def __init__(self, plan: Plan, methods: Methods) -> None:
+        self.plan = plan
+        self._methods = methods
+        self._result = namedtuple(f"{plan.name}_outputs", list(plan.joins))  # type: ignore[misc]  # noqa: PYI024
+
+    def run(self, *args: torch.Tensor, context: Context | None = None, **kwargs: torch.Tensor) -> Any:
+        """Run the flow on whole inputs, of any length that its caches have room for.
+
+        Returns a named tuple of its outputs, each as long as the input along the axis that it is
+        cut along. With a `context` the run continues after what that context has seen; without
+        one it starts afresh. Raises FlowError for inputs that do not fit; a context is then as
+        it was.
+        """
+        context = context if context is not None else Context()
+        inputs = self._bind(args, kwargs)
+        length = self._length(inputs)
+        self._require_room(context, length)
+        pieces: dict[str, list[torch.Tensor]] = {name: [] for name in self.plan.joins}
+        for start in range(0, length, self.plan.size):
+            rows = min(self.plan.size, length - start)
+            given = {
+                name: _piece(inputs[name], cut, start, rows)
+                for name, cut in self.plan.cuts.items()
+            }
+            values = self._run_piece(given, rows, context)
+            context.position += rows
+            for name, axis in self.plan.joins.items():
+                pieces[name].append(values[name].narrow(axis, 0, rows))
+        return self._result(
+            *(torch.cat(pieces[name], dim=axis) for name, axis in self.plan.joins.items())
+        )
+
+    def _run_piece(
+        self, values: dict[str, torch.Tensor], rows: int, context: Context
+    ) -> dict[str, torch.Tensor]:
+        """One piece through all steps. Padded rows repeat the position of the last real one, so
+        that no table is indexed beyond what the caller asked for."""
+        first = context.position
+        values[POSITIONS] = first + torch.arange(self.plan.size).clamp(max=rows - 1)
+        for step in self.plan.steps:
+            result = self._methods[step.method](
+                **{
+                    name: self._cached(source, first + rows, context)
+                    if source in self.plan.caches
+                    else values[source]
+                    for name, source in step.inputs
+                }
+            )
+            for output, cache in step.appends:
+                self._append(cache, getattr(result, output), rows, context)
+            for output, name in step.outputs:
+                values[name] = getattr(result, output)
+        return values
+
+    def _append(self, name: str, piece: torch.Tensor, rows: int, context: Context) -> None:
+        spec = self.plan.caches[name]
+        cache = _storage(name, spec, piece.dtype, context)
+        cache.narrow(spec.axis, context.position, rows).copy_(piece.narrow(spec.axis, 0, rows))
+
+    def _cached(self, name: str, length: int, context: Context) -> torch.Tensor:
+        spec = self.plan.caches[name]
+        step = spec.dim.step
+        shown = max(-(-length // step) * step, spec.dim.min)
+        return context.caches[name].narrow(spec.axis, 0, shown)
+
+    def _bind(
+        self, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        names = list(self.plan.cuts)
+        if len(args) > len(names):
+            raise self._error(f"takes {len(names)} inputs, got {len(args)}")
+        bound = {**dict(zip(names, args, strict=False)), **kwargs}
+        for name in bound.keys() - set(names):
+            raise self._error(f"has no input {name!r};{nearest(name, names)}")
+        missing = [name for name in names if name not in bound]
+        if missing:
+            raise self._error(f"needs {', '.join(map(repr, missing))}")
+        return bound
+
+    def _length(self, inputs: dict[str, torch.Tensor]) -> int:
+        """How many rows the inputs have along the axis that they are cut along."""
+        lengths = {}
+        for name, cut in self.plan.cuts.items():
+            tensor, rank = inputs[name], len(cut.value.shape or ())
+            if tensor.dim() != rank:
+                raise self._error(f"input {name!r} must have {rank} axes, got {list(tensor.shape)}")
+            lengths[name] = tensor.shape[cut.axis]
+        if len(set(lengths.values())) != 1:
+            raise self._error(f"its inputs must be equally long, got {lengths}")
+        (length,) = set(lengths.values())
+        if length == 0:
+            raise self._error("its input is empty")
+        return length
+
+    def _require_room(self, context: Context, length: int) -> None:
+        for name, spec in self.plan.caches.items():
+            if context.position + length > spec.dim.max:
+                raise self._error(
+                    f"{context.position} rows so far and {length} more do not fit into cache "
+                    f"{name!r} ({spec.dim})"
+                )
+
+    def _error(self, message: str) -> FlowError:
+        return FlowError(f"flow {self.plan.name!r}: {message}")
+
+
+def _piece(whole: torch.Tensor, cut: Cut, start: int, rows: int) -> torch.Tensor:
+    piece = whole.narrow(cut.axis, start, rows)
+    if rows == cut.size:
+        return piece
+    shape = list(piece.shape)
+    shape[cut.axis] = cut.size
+    padded = piece.new_zeros(shape)
+    padded.narrow(cut.axis, 0, rows).copy_(piece)
+    return padded
+
+
+def _storage(name: str, spec: CacheSpec, dtype: torch.dtype, context: Context) -> torch.Tensor:
+    """The memory of a cache, allocated whole at its first use, so that growing copies nothing."""
+    if name not in context.caches:
+        shape = [
+            spec.dim.max if axis == spec.axis else size
+            for axis, size in enumerate(spec.value.shape or ())
+        ]
+        context.caches[name] = torch.zeros([int(s) for s in shape], dtype=dtype)
+    return context.caches[name]

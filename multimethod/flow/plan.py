@@ -1,0 +1,204 @@
+"""A flow of the spec, settled against the signatures of its methods.
+
+What a plan knows and the spec does not say: which axis an input is cut along, which axis a cache
+grows along, and that every edge agrees in dtype and shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+
+from mmpack.multimethod.errors import FlowError, nearest
+from mmpack.multimethod.signature import Dim, Signature, ValueSpec
+from mmpack.multimethod.spec.records import StepSpec
+
+POSITIONS = "positions"
+"""What every flow provides: the running index of each row of the piece at hand, int64."""
+
+
+@frozen
+class Cut:
+    """An input of the flow that is cut in pieces of `size` along `axis`, the last one padded."""
+
+    value: ValueSpec
+    axis: int
+    size: int
+
+
+@frozen
+class CacheSpec:
+    """A cache that grows along `axis`; its readers are given its length rounded up to a size that
+    `dim` admits, the rest zero."""
+
+    value: ValueSpec
+    axis: int
+    dim: Dim
+
+
+@frozen
+class Step:
+    """One call: `inputs` as (input name, name in the flow), `outputs` the other way round for the
+    caller's convenience: (output name, name in the flow), `appends` as (output name, cache)."""
+
+    method: str
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+    appends: tuple[tuple[str, str], ...]
+
+
+@frozen
+class Plan:
+    """A flow, ready to run. `joins` maps each of the caller's outputs to the axis along which its
+    pieces are joined again."""
+
+    name: str
+    cuts: Mapping[str, Cut]
+    caches: Mapping[str, CacheSpec]
+    steps: tuple[Step, ...]
+    joins: Mapping[str, int]
+    reference: str
+    size: int = field(default=1)
+
+
+def make_plan(
+    name: str,
+    cut: Mapping[str, str],
+    steps: tuple[StepSpec, ...],
+    outputs: tuple[str, ...],
+    reference: str,
+    signatures: Mapping[str, Signature],
+) -> Plan:
+    """Settle a flow whose `each` is already expanded. Raises FlowError, naming flow and step, for
+    an edge whose two ends disagree, and for everything else that does not fit."""
+    return _Planner(name, dict(cut), signatures).plan(steps, outputs, reference)
+
+
+class _Planner:
+    """Walks the steps once, keeping what each name in the flow is at that point."""
+
+    def __init__(self, name: str, cut: dict[str, str], signatures: Mapping[str, Signature]) -> None:
+        self.name = name
+        self.cut = cut
+        self.signatures = signatures
+        self.dims = {d: dim for s in signatures.values() for d, dim in s.dims.items()}
+        self.cuts: dict[str, Cut] = {}
+        self.caches: dict[str, CacheSpec] = {}
+        self.appended: dict[str, tuple[str, ValueSpec]] = {}
+        self.values: dict[str, tuple[str, ValueSpec]] = {}
+
+    def plan(
+        self, steps: tuple[StepSpec, ...], outputs: tuple[str, ...], reference: str
+    ) -> Plan:
+        sizes = {self.dims[d].min for d in self.cut.values() if d in self.dims}
+        if len(sizes) != 1:
+            raise self.error(f"its inputs are cut in pieces of different sizes: {sorted(sizes)}")
+        (self.size,) = sizes
+        planned = tuple(self._step(step) for step in steps)
+        for unused in self.cut.keys() - self.cuts.keys():
+            raise self.error(f"no step takes its input {unused!r}")
+        for cache in self.appended.keys() - self.caches.keys():
+            raise self.error(f"cache {cache!r} is appended to and never read")
+        joins = {}
+        for output in outputs:
+            if output not in self.values:
+                raise self.error(f"no step gives {output!r};{nearest(output, self.values)}")
+            joins[output] = self._piece_axis(*self.values[output])
+        return Plan(self.name, self.cuts, self.caches, planned, joins, reference, self.size)
+
+    def _step(self, step: StepSpec) -> Step:
+        assert step.run is not None
+        signature = self.signatures.get(step.run)
+        if signature is None:
+            raise self.error(
+                f"there is no method {step.run!r};{nearest(step.run, self.signatures)}"
+            )
+        outputs = {value.name: value for value in signature.outputs}
+        for kind, names, known in (
+            ("input", step.with_, [v.name for v in signature.inputs]),
+            ("output", step.gives, outputs),
+            ("output", step.append, outputs),
+        ):
+            for given in names:
+                if given not in known:
+                    raise self.error(f"{step.run} has no {kind} {given!r};{nearest(given, known)}")
+        for output, cache in step.append.items():
+            self.appended[cache] = (step.run, outputs[output])
+        inputs = tuple((v.name, step.with_.get(v.name, v.name)) for v in signature.inputs)
+        for value, (_, source) in zip(signature.inputs, inputs, strict=True):
+            self._edge(signature, value, source)
+        gives = tuple((n, step.gives.get(n, n)) for n in outputs if n not in step.append)
+        for output, target in gives:
+            self.values[target] = (step.run, outputs[output])
+        return Step(step.run, inputs, gives, tuple(step.append.items()))
+
+    def _edge(self, reader: Signature, wanted: ValueSpec, source: str) -> None:
+        where = f"{reader.method}.{wanted.name}"
+        if source in self.appended:
+            self._cache_edge(reader, wanted, source)
+        elif source in self.values:
+            giver, given = self.values[source]
+            if given.dtype != wanted.dtype or self._sizes(given) != self._sizes(wanted):
+                raise self.error(
+                    f"{giver} gives {given.show(self.dims)}, {reader.method} takes "
+                    f"{wanted.show(self.dims)}"
+                )
+        elif source in self.cut:
+            dim = self.cut[source]
+            axes = [a for a, s in enumerate(wanted.shape or ()) if s == dim]
+            if len(axes) != 1:
+                raise self.error(f"{where} must have the dim {dim!r} on one axis to be cut by it")
+            self.cuts.setdefault(source, Cut(wanted, axes[0], self.size))
+        elif source == POSITIONS:
+            if wanted.dtype != "int64" or self._sizes(wanted) != (self.size,):
+                raise self.error(
+                    f"positions are int64[{self.size}], {where} takes {wanted.show(self.dims)}"
+                )
+        else:
+            known = [*self.values, *self.appended, *self.cut, POSITIONS]
+            raise self.error(f"nothing gives {source!r}, which {where} takes;"
+                             f"{nearest(source, known)}")
+
+    def _cache_edge(self, reader: Signature, wanted: ValueSpec, cache: str) -> None:
+        giver, given = self.appended[cache]
+        differing = [
+            axis
+            for axis, (a, b) in enumerate(zip(self._sizes(given), wanted.shape or (), strict=False))
+            if a != (self.dims[b].min if isinstance(b, str) and self.dims[b].fixed else b)
+        ]
+        rank = len(given.shape or ()) == len(wanted.shape or ())
+        dim = wanted.shape[differing[0]] if wanted.shape and len(differing) == 1 else None
+        if given.dtype != wanted.dtype or not rank or not isinstance(dim, str):
+            raise self.error(
+                f"cache {cache!r}: {giver} appends {given.show(self.dims)}, {reader.method} reads "
+                f"{wanted.show(self.dims)}; they must differ in one axis, a dynamic dim"
+            )
+        spec = CacheSpec(wanted, differing[0], reader.dims[dim])
+        before = self.caches.setdefault(cache, spec)
+        if (before.axis, before.dim) != (spec.axis, spec.dim):
+            raise self.error(f"cache {cache!r} is read with different dims: "
+                             f"{before.dim} and {spec.dim}")
+
+    def _sizes(self, value: ValueSpec) -> tuple[int | str, ...]:
+        """The shape with fixed dims as numbers: a fixed dim and its size are the same thing."""
+        return tuple(
+            self.dims[s].min if isinstance(s, str) and s in self.dims and self.dims[s].fixed else s
+            for s in value.shape or ()
+        )
+
+    def _piece_axis(self, giver: str, value: ValueSpec) -> int:
+        """The axis of an output along which pieces are joined: the one that has the pieces' size;
+        of several, the one that the cut inputs are cut along."""
+        axes = [a for a, s in enumerate(self._sizes(value)) if s == self.size]
+        along = {cut.axis for cut in self.cuts.values()}
+        likely = [a for a in axes if a in along] if len(axes) > 1 else axes
+        if len(likely) != 1:
+            raise self.error(
+                f"output {value.show(self.dims)} of {giver} must have one axis of size {self.size} "
+                "to be joined along"
+            )
+        return likely[0]
+
+    def error(self, message: str) -> FlowError:
+        return FlowError(f"flow {self.name!r}: {message}")

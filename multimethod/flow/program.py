@@ -1,0 +1,50 @@
+"""A loaded program: its methods, and the flows between them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+import cattrs
+
+from mmpack.multimethod.errors import FlowError, nearest
+from mmpack.multimethod.flow.execute import Flow
+from mmpack.multimethod.flow.plan import make_plan
+from mmpack.multimethod.runtime import Methods
+from mmpack.multimethod.spec import expand_steps
+from mmpack.multimethod.spec.records import FlowSpec
+
+
+class Program(Methods):
+    """`Methods`, and what the manifest says of how they feed each other."""
+
+    @cached_property
+    def flows(self) -> dict[str, Flow]:
+        """The program's flows by name; {} for a program without a manifest."""
+        declared = self.manifest.flow if self.manifest is not None else {}
+        signatures = {name: self.signature(name) for name in self}
+        flows = {}
+        for name, plain in declared.items():
+            flow = cattrs.structure(plain, FlowSpec)
+            plan = make_plan(
+                name, flow.cut, expand_steps(flow), flow.outputs, flow.reference, signatures
+            )
+            flows[name] = Flow(plan, self)
+        return flows
+
+    def flow(self, name: str) -> Flow:
+        """A flow of the program, ready to run. Raises FlowError if there is no such flow."""
+        if name not in self.flows:
+            raise FlowError(f"{self.path}: no flow {name!r};{nearest(name, self.flows)}")
+        return self.flows[name]
+
+
+def load(path: str | Path) -> Program:
+    """Load a `.pte` program: one that mmpack made, or any other.
+
+        program = load("model.pte")
+        q, k, v = program.run_method("qkv_proj", hidden)
+
+    Raises FormatError if the file is no ExecuTorch program, is truncated or damaged.
+    """
+    return Program.load(path)

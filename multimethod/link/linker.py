@@ -1,0 +1,151 @@
+"""Links programs into one: `link(["a.pte", "b.pte"], "c.pte")`.
+
+Any ExecuTorch programs, also ones that mmpack did not build. Every method computes afterwards
+exactly what it computed before; what changes is that equal weights, delegates and named data
+are stored once, that state is laid out for all methods together (`state.py`), and that a
+manifest and a checksum are added.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Literal
+
+from attrs import evolve, field, frozen
+
+from mmpack.multimethod.errors import LinkError
+
+from .check import open_program
+from .constants import constant_plan, is_constant
+from .file import PteFile
+from .manifest import MANIFEST_KEY, Constant, Manifest, StateRecord, manifest_bytes
+from .merge import merge_data
+from .merge_manifest import merged_manifest
+from .names import method_names
+from .schema import ExecutionPlan, Program
+from .share import Sizes, sizes
+from .state import StateRule, lay_out_state
+from .write import SEGMENT_ALIGNMENT, write_pte
+
+ManifestMaker = Callable[[Manifest], Manifest]
+
+
+@frozen
+class LinkReport:
+    """What came out. `size` is the file's, in bytes; `given` is what the inputs' weights,
+    delegates and named data take, each file for itself, and `stored` what they take now.
+    methods: bytes of these that each method reaches; where an input is one method, all of its."""
+
+    path: Path
+    size: int
+    given: int
+    stored: int
+    methods: dict[str, int]
+    state: tuple[StateRecord, ...]
+    manifest: Manifest = field(repr=False)
+
+    @property
+    def saved(self) -> int:
+        return self.given - self.stored
+
+
+def link(
+    inputs: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    *,
+    rename: Mapping[str, str] | None = None,
+    manifest: Manifest | ManifestMaker | None = None,
+    constants: Mapping[str, Constant] | None = None,
+    shared: Sequence[str] = (),
+    private: Sequence[str] = (),
+    undeclared: Literal["refuse", "private"] = "refuse",
+    alignment: int = SEGMENT_ALIGNMENT,
+) -> LinkReport:
+    """Writes one program with all methods of the inputs, in their order.
+
+    rename: "method" or "file.pte:method" -> new name.
+    manifest: what to put in; a function gets what is known by itself (the inputs' manifests and
+        what their plans say) and returns what to put in. Sizes, state and constants are filled
+        in here either way.
+    constants: methods that take nothing and return this value, as ExecuTorch's own
+        `constant_methods`.
+    shared, private, undeclared: see `state.py`.
+    Raises FormatError for an input that cannot be read, LinkError for inputs that do not fit
+    together, OutputError if the output cannot be written.
+    """
+    if not inputs:
+        raise LinkError("nothing to link: no input was given")
+    with ExitStack() as stack:
+        files = [stack.enter_context(open_program(path)) for path in inputs]
+        for file in files:
+            _refuse_unknown(file)
+        names = method_names(files, rename or {}, constants or {})
+        before = [sizes(file) for file in files]
+        reached = _reached(files, names, before)
+        known = merged_manifest(files, names)
+        if callable(manifest):
+            known = manifest(known)
+        elif manifest is not None:
+            known = manifest
+        data = merge_data(files)
+        plans = _plans(files, names)
+        rule = StateRule(shared, private, undeclared)
+        state = lay_out_state(plans, rule, [str(file.path) for file in files], data.initial)
+        data.renumber(plans)
+        added = [constant_plan(name, value) for name, value in (constants or {}).items()]
+        known = evolve(
+            known,
+            methods={n: evolve(r, size=reached.get(n, r.size)) for n, r in known.methods.items()},
+            state=state,
+            constants={**known.constants, **(constants or {})},
+        )
+        data.add_named(MANIFEST_KEY, manifest_bytes(known))
+        linked = Program(_version(files), [*(plan for _, _, plan in plans), *added])
+        size = write_pte(output, data.fill(linked), data.segments, alignment=alignment)
+    given = sum(one.stored for one in before)
+    return LinkReport(Path(output), size, given, data.stored, reached, state, known)
+
+
+def _plans(
+    files: Sequence[PteFile], names: Sequence[Mapping[str, str]]
+) -> list[tuple[int, str, ExecutionPlan]]:
+    """(input file, name in the output, plan), the plans renamed in place."""
+    made = []
+    for number, file in enumerate(files):
+        for plan in file.plans:
+            plan.name = names[number][plan.name or ""]
+            made.append((number, plan.name, plan))
+    return made
+
+
+def _reached(
+    files: Sequence[PteFile], names: Sequence[Mapping[str, str]], before: Sequence[Sizes]
+) -> dict[str, int]:
+    """Bytes that each method reaches, by its new name."""
+    made = {}
+    for file, renamed, size in zip(files, names, before, strict=True):
+        alone = sum(not is_constant(plan) for plan in file.plans) == 1
+        for plan in file.plans:
+            old = plan.name or ""
+            whole = alone and not is_constant(plan)
+            made[renamed[old]] = size.stored if whole else size.methods[old].total
+    return made
+
+
+def _version(files: Sequence[PteFile]) -> int:
+    versions = {file.program.version: file.path for file in files}
+    if len(versions) > 1:
+        told = ", ".join(f"{path} has {version}" for version, path in sorted(versions.items()))
+        raise LinkError(f"the inputs have different schema versions: {told}")
+    return next(iter(versions))
+
+
+def _refuse_unknown(file: PteFile) -> None:
+    if file.unknown:
+        raise LinkError(
+            f"{file.path}: has fields that this mmpack does not know and would lose "
+            f"({', '.join(file.unknown)}): it was made by a newer ExecuTorch"
+        )

@@ -1,0 +1,126 @@
+"""The manifest: what mmpack knows about a program, as JSON inside the program.
+
+    with PteFile.open("model.pte") as file:
+        manifest = read_manifest(file)
+        print(manifest.methods["qkv_proj"].signature)
+
+It is the named data blob `mmpack.manifest`, so it is read without running anything, and a
+runtime that knows nothing of it ignores it. Equal manifests are equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+import cattrs
+from attrs import field, frozen
+from cattrs.preconf.json import make_converter
+
+from mmpack.multimethod.errors import FormatError
+from mmpack.multimethod.signature import Signature
+
+from .file import PteFile
+
+MANIFEST_KEY = "mmpack.manifest"
+VERSION = 1
+_LARGEST = 256 << 20
+
+Constant = int | float | bool | str
+
+
+@frozen
+class MethodRecord:
+    """One method.
+
+    target: the target's name in the spec; backend, options: what it stands for.
+    operators, delegated: operators in all, and how many of them a delegate runs; left: names and
+    numbers of those that none does.
+    size: bytes of delegate data and weights that the method reaches, shared ones included.
+    key: content hash of the unit that the object was made from.
+    error, tolerance: largest absolute error against eager PyTorch and what was allowed; None
+    where nothing was compared. verified: it was compared and passed.
+    """
+
+    signature: Signature
+    target: str = ""
+    backend: str = ""
+    options: dict[str, Any] = field(factory=dict)
+    operators: int = 0
+    delegated: int = 0
+    left: dict[str, int] = field(factory=dict)
+    size: int = 0
+    key: str = ""
+    error: float | None = None
+    tolerance: float | None = None
+    verified: bool = False
+    extra: dict[str, Any] = field(factory=dict)
+
+
+@frozen
+class StateRecord:
+    """One mutable buffer: who uses it, and whether they all see one memory."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    shared: bool
+    methods: tuple[str, ...]
+    initial: Literal["zero", "data"] = "zero"
+
+
+@frozen
+class Manifest:
+    """flow: the spec's flows as plain data. constants: constant methods and their values.
+    provenance: versions, hashes and options of the build."""
+
+    methods: dict[str, MethodRecord] = field(factory=dict)
+    state: tuple[StateRecord, ...] = ()
+    flow: dict[str, Any] = field(factory=dict)
+    constants: dict[str, Constant] = field(factory=dict)
+    provenance: dict[str, Any] = field(factory=dict)
+    mmpack: str = ""
+    version: int = VERSION
+
+
+_json = make_converter(forbid_extra_keys=True)
+
+
+def manifest_bytes(manifest: Manifest) -> bytes:
+    """The manifest as it is stored. TypeError if `flow`, `options`, … hold more than plain data."""
+    plain = _json.unstructure(manifest)
+    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def read_manifest(file: PteFile) -> Manifest | None:
+    """The manifest of a program; None if mmpack did not make it. Raises FormatError."""
+    segment = file.named.get(MANIFEST_KEY)
+    if segment is None:
+        return None
+    if file.segments[segment].size > _LARGEST:
+        raise FormatError(f"{file.path}: its manifest has {file.segments[segment].size} bytes")
+    manifest = parse_manifest(file.segment_bytes(segment), str(file.path))
+    strange = sorted((set(manifest.methods) | set(manifest.constants)) - set(file.methods))
+    if strange:
+        raise FormatError(f"{file.path}: manifest: the program has no method {strange[0]!r}")
+    return manifest
+
+
+def parse_manifest(data: bytes, what: str) -> Manifest:
+    """The way back from `manifest_bytes`; `what` starts the messages of its FormatErrors."""
+    try:
+        plain = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{what}: manifest: not JSON: {error}") from error
+    version = plain.get("version") if isinstance(plain, dict) else None
+    if not isinstance(version, int):
+        raise FormatError(f"{what}: manifest: has no version")
+    if version != VERSION:
+        raise FormatError(
+            f"{what}: manifest: version {version}; this mmpack reads {VERSION}, use a newer one"
+        )
+    try:
+        return _json.structure(plain, Manifest)
+    except (cattrs.BaseValidationError, RecursionError) as error:
+        lines = cattrs.transform_error(error) if isinstance(error, Exception) else [str(error)]
+        raise FormatError(f"{what}: manifest: " + "; ".join(lines)) from error

@@ -1,0 +1,191 @@
+"""The data of several programs as the segments of one.
+
+    segment 0   constants, one after the other, each 16-byte aligned, equal ones once
+    then        named data and delegates whose bytes are also a constant: they lie inside
+                segment 0 (their constant is then aligned as a segment)
+    then        initial data of mutable buffers
+    then        delegates and named data, equal ones once, each a segment
+
+Constants and delegates that old files keep in the flatbuffer become segments too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from attrs import define, evolve, field
+
+from mmpack.multimethod.errors import LinkError
+
+from .check_plan import nbytes
+from .file import Extent, PteFile
+from .integrity import PREFIX
+from .pool import Pool
+from .schema import (
+    BackendDelegateDataReference,
+    BackendDelegateInlineData,
+    DataLocation,
+    ExecutionPlan,
+    NamedData,
+    Program,
+    SubsegmentOffsets,
+)
+from .share import constant_extent, constant_sizes, delegate_extents, external, tensors
+from .write import SEGMENT_ALIGNMENT, Piece, Segment
+
+CONSTANT_ALIGNMENT = 16
+
+
+@define
+class Data:
+    """Blobs by what refers to them: (file, index) -> blob for constants, initial data and the
+    delegates' extents; key -> blob for named data."""
+
+    pool: Pool = field(factory=Pool)
+    constants: dict[tuple[int, int], int] = field(factory=dict)
+    initial: dict[tuple[int, int], int] = field(factory=dict)
+    delegates: dict[tuple[int, Extent], int] = field(factory=dict)
+    named: dict[str, int] = field(factory=dict)
+    segments: list[Segment] = field(factory=list)
+    _files: Sequence[PteFile] = ()
+    _constant_index: dict[int, int] = field(factory=dict)
+    _initial_index: dict[int, int] = field(factory=dict)
+    _segment_of: dict[int, int] = field(factory=dict)
+    _extra: list[tuple[str, bytes]] = field(factory=list)
+    _offsets: tuple[int, ...] = (0,)
+    _initial_offsets: tuple[int, ...] = (0,)
+    _initial_segment: int = 0
+
+    @property
+    def stored(self) -> int:
+        """Bytes of constants, delegates and named data, equal ones counted once."""
+        used = {*self.constants.values(), *self.delegates.values(), *self.named.values()}
+        return sum(self.pool.pieces[blob].size for blob in used)
+
+    def add_named(self, key: str, data: bytes) -> None:
+        self._extra.append((key, data))
+
+    def renumber(self, plans: Sequence[tuple[int, str, ExecutionPlan]]) -> None:
+        """Lays out the segments and makes the plans refer to them, in place."""
+        self._lay_out()
+        for file, _, plan in plans:
+            for tensor in tensors([plan]):
+                if not tensor.data_buffer_idx or external(tensor):
+                    continue
+                place = (file, tensor.data_buffer_idx)
+                if tensor.allocation_info is None:
+                    tensor.data_buffer_idx = self._constant_index[self.constants[place]]
+                else:
+                    tensor.data_buffer_idx = self._initial_index[self.initial[place]]
+            extents = list(delegate_extents(self._files[file], plan))
+            for delegate, extent in zip(plan.delegates or (), extents, strict=True):
+                delegate.processed = BackendDelegateDataReference(DataLocation.INLINE, 0)
+                if extent.size:
+                    blob = self.delegates[file, extent]
+                    reference = (DataLocation.SEGMENT, self._segment_of[blob])
+                    delegate.processed = BackendDelegateDataReference(*reference)
+
+    def fill(self, program: Program) -> Program:
+        """The program with its references to the segments."""
+        named = [NamedData(key, self._segment_of[blob]) for key, blob in self.named.items()]
+        for key, data in self._extra:
+            named.append(NamedData(key, len(self.segments)))
+            self.segments.append(Segment.of(data))
+        empty = any(
+            delegate.processed and delegate.processed.location == DataLocation.INLINE
+            for plan in program.execution_plan or ()
+            for delegate in plan.delegates or ()
+        )
+        mutable = [SubsegmentOffsets(self._initial_segment, self._initial_offsets)]
+        return evolve(
+            program,
+            constant_buffer=[],
+            backend_delegate_data=[BackendDelegateInlineData(b"")] if empty else [],
+            constant_segment=SubsegmentOffsets(0, self._offsets),
+            mutable_data_segments=mutable if self._initial_index else None,
+            named_data=named or None,
+        )
+
+    def _lay_out(self) -> None:
+        pieces = self.pool.pieces
+        referred = [*self.delegates.values(), *self.named.values()]
+        blobs = list(dict.fromkeys(self.constants.values()))
+        placed: list[tuple[int, Piece]] = []
+        offsets, end = [0], 0
+        for number, blob in enumerate(blobs, 1):
+            wide = SEGMENT_ALIGNMENT if blob in referred else CONSTANT_ALIGNMENT
+            end = -(-end // wide) * wide
+            self._constant_index[blob] = number
+            placed.append((end, pieces[blob]))
+            offsets.append(end)
+            end += pieces[blob].size
+        if blobs and not end:  # the runtime takes an empty segment for none at all
+            placed = [(0, Piece(bytes(CONSTANT_ALIGNMENT)))]
+        self._offsets = tuple(offsets)
+        self.segments.append(Segment(tuple(placed)))
+        for blob in blobs:
+            if blob in referred and pieces[blob].size:
+                inside = (0, offsets[self._constant_index[blob]], pieces[blob].size)
+                self._segment_of[blob] = len(self.segments)
+                self.segments.append(Segment(inside=inside))
+        self._lay_out_initial()
+        for blob in referred:
+            if blob not in self._segment_of:
+                self._segment_of[blob] = len(self.segments)
+                self.segments.append(Segment.of(pieces[blob]))
+
+    def _lay_out_initial(self) -> None:
+        placed: list[tuple[int, Piece]] = []
+        offsets, end = [0], 0
+        for number, blob in enumerate(dict.fromkeys(self.initial.values()), 1):
+            piece = self.pool.pieces[blob]
+            self._initial_index[blob] = number
+            placed.append((end, piece))
+            offsets.append(end)
+            end = -(-(end + piece.size) // CONSTANT_ALIGNMENT) * CONSTANT_ALIGNMENT
+        if placed:
+            self._initial_offsets, self._initial_segment = tuple(offsets), len(self.segments)
+            self.segments.append(Segment(tuple(placed)))
+
+
+def merge_data(files: Sequence[PteFile]) -> Data:
+    """Collects the data of all files. LinkError where one key names different bytes."""
+    data = Data(files=files)
+    add = data.pool.add
+    owners: dict[str, PteFile] = {}
+    for number, file in enumerate(files):
+        plans = file.plans
+        for index, size in sorted(constant_sizes(plans).items()):
+            extent = constant_extent(file, index, size)
+            data.constants[number, index] = add(Piece((file, extent)))
+        for index, size in sorted(_initial_sizes(plans).items()):
+            data.initial[number, index] = add(Piece((file, _initial_extent(file, index, size))))
+        for plan in plans:
+            for extent in delegate_extents(file, plan):
+                if extent.size and (number, extent) not in data.delegates:
+                    data.delegates[number, extent] = add(Piece((file, extent)))
+        for key, segment in file.named.items():
+            if key.startswith(PREFIX):
+                continue
+            blob = add(Piece((file, file.segments[segment])))
+            if data.named.setdefault(key, blob) != blob:
+                raise LinkError(
+                    f"named data {key!r} are not the same in {owners[key].path} and in {file.path}"
+                )
+            owners.setdefault(key, file)
+    return data
+
+
+def _initial_sizes(plans: Sequence[ExecutionPlan]) -> dict[int, int]:
+    used: dict[int, int] = {}
+    for tensor in tensors(plans):
+        if tensor.data_buffer_idx and tensor.allocation_info is not None and not external(tensor):
+            index = tensor.data_buffer_idx
+            used[index] = max(used.get(index, 0), nbytes(tensor))
+    return used
+
+
+def _initial_extent(file: PteFile, index: int, size: int) -> Extent:
+    segment = (file.program.mutable_data_segments or [])[0]
+    offset = (segment.offsets or ())[index]
+    return Extent(file.segments[segment.segment_index].offset + offset, size)

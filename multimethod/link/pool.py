@@ -1,0 +1,58 @@
+"""Every blob of every input once: equal bytes are found whoever brings them and stored once.
+
+Blobs are compared by size and CRC-32 first, which takes one pass over each, and then byte by
+byte, so that equal always means equal. Nothing is held in memory but one chunk of each.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+
+from attrs import define, field
+
+from .write import Piece
+
+
+@define
+class Pool:
+    """`pieces[i]` are the bytes of blob `i`."""
+
+    pieces: list[Piece] = field(factory=list)
+    _known: dict[tuple[int, int], list[int]] = field(factory=dict)
+
+    def add(self, piece: Piece) -> int:
+        """The number of the blob with these bytes, which may have been here before."""
+        crc = 0
+        for chunk in piece.chunks():
+            crc = zlib.crc32(chunk, crc)
+        alike = self._known.setdefault((piece.size, crc), [])
+        for number in alike:
+            if same_bytes(self.pieces[number], piece):
+                return number
+        self.pieces.append(piece)
+        alike.append(len(self.pieces) - 1)
+        return alike[-1]
+
+
+def same_bytes(one: Piece, other: Piece) -> bool:
+    """Whether two pieces of one size hold the same bytes."""
+    if one.source == other.source:
+        return True
+    if one.size != other.size:
+        return False
+    return all(a == b for a, b in _in_step(one.chunks(), other.chunks()))
+
+
+def _in_step(one: Iterable[bytes], other: Iterable[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """Two streams of equal length, cut at the same places."""
+    left = right = b""
+    a, b = iter(one), iter(other)
+    while True:
+        left = left or next(a, b"")
+        right = right or next(b, b"")
+        size = min(len(left), len(right))
+        if not size:
+            return
+        yield left[:size], right[:size]
+        left, right = left[size:], right[size:]

@@ -1,0 +1,209 @@
+"""Writes a `.pte`: streamed to a temporary file beside the output, then moved in place.
+
+Whatever happens (a full disk, a killed process), the output is either the old file or the whole
+new one. A writer that was killed leaves `.<name>.<pid>-<n>.tmp`; the next writer of the same
+output removes it.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from attrs import evolve, frozen
+
+from mmpack.multimethod.errors import OutputError
+
+from .encode import encode
+from .file import HEADER_AT, HEADER_MAGIC, HEADER_SIZE, Extent, PteFile
+from .integrity import INTEGRITY_KEY, TRAILER_SIZE, trailer
+from .schema import DataSegment, NamedData, Program
+
+SEGMENT_ALIGNMENT = 128
+"""Bytes. ExecuTorch's default; loaders that map segments want nothing more."""
+
+_number = itertools.count()
+
+
+@frozen
+class Piece:
+    """Bytes in memory, or an extent of an open file."""
+
+    source: bytes | tuple[PteFile, Extent]
+
+    @property
+    def size(self) -> int:
+        return len(self.source) if isinstance(self.source, bytes) else self.source[1].size
+
+    def chunks(self) -> Iterator[bytes]:
+        if isinstance(self.source, bytes):
+            return iter((self.source,))
+        file, extent = self.source
+        return file.chunks(extent)
+
+
+@frozen
+class Segment:
+    """A segment to be written: pieces at offsets from its start, gaps filled with zeros.
+
+    `inside`: the segment takes no room of its own but is (index of an earlier segment, offset
+    in it, size).
+    """
+
+    pieces: tuple[tuple[int, Piece], ...] = ()
+    inside: tuple[int, int, int] | None = None
+
+    @property
+    def size(self) -> int:
+        if self.inside:
+            return self.inside[2]
+        return max((offset + piece.size for offset, piece in self.pieces), default=0)
+
+    @classmethod
+    def of(cls, piece: Piece | bytes) -> Segment:
+        return cls(((0, Piece(piece) if isinstance(piece, bytes) else piece),))
+
+
+def write_pte(
+    path: str | os.PathLike[str],
+    program: Program,
+    segments: Sequence[Segment],
+    *,
+    alignment: int = SEGMENT_ALIGNMENT,
+    sealed: bool = True,
+) -> int:
+    """Writes a program and its segments; the size of the file in bytes.
+
+    program: refers to segments by their index in `segments`; its own `segments` are ignored.
+    sealed: end the file with a checksum (see `integrity.py`), one more segment and named datum.
+    Raises OutputError; the output is then what it was before.
+    """
+    segments = list(segments)
+    if sealed:
+        named = [*(program.named_data or ()), NamedData(INTEGRITY_KEY, len(segments))]
+        segments.append(Segment.of(bytes(TRAILER_SIZE)))
+        program = evolve(program, named_data=named)
+    table: list[DataSegment] = []
+    end = 0
+    for segment in segments:
+        if segment.inside:
+            offset = table[segment.inside[0]].offset + segment.inside[1]
+        else:
+            offset = _up(end, alignment)
+            end = offset + segment.size
+        table.append(DataSegment(offset, segment.size))
+    # The length of the encoding may not depend on the checksum, so its place comes first.
+    data = encode(evolve(program, segments=table or None), reserved=HEADER_SIZE)
+    base = _up(len(data), alignment) if table else 0
+    struct.pack_into(
+        "<4sIQQQ", data, HEADER_AT, HEADER_MAGIC, HEADER_SIZE, len(data), base, end if table else 0
+    )
+    total = base + end if table else len(data)
+    with replacing(path, total) as out:
+        writer = _Stream(out)
+        writer.put(bytes(data))
+        for place, segment in zip(table, segments, strict=True):
+            for offset, piece in segment.pieces:
+                writer.zeros_to(base + place.offset + offset)
+                if sealed and segment is segments[-1]:
+                    writer.put(trailer(writer.crc, writer.at))
+                else:
+                    for chunk in piece.chunks():
+                        writer.put(chunk)
+        writer.zeros_to(total)
+    return total
+
+
+def _up(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+class _Stream:
+    """Sequential writes, their CRC-32 and their number."""
+
+    def __init__(self, out: int) -> None:
+        self.out, self.crc, self.at = out, 0, 0
+
+    def put(self, data: bytes) -> None:
+        self.crc = zlib.crc32(data, self.crc)
+        self.at += len(data)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self.out, view) :]
+
+    def zeros_to(self, offset: int) -> None:
+        assert offset >= self.at
+        self.put(bytes(offset - self.at))
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], size: int) -> Iterator[int]:
+    """A file descriptor of a temporary file that becomes `path` when the block ends well.
+
+    size: bytes that will be written, for the message about a full disk. OSErrors of the block
+    become OutputErrors.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{next(_number)}.tmp")
+    fd = -1
+    try:
+        _sweep(target)
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+        os.fsync(fd)
+        os.replace(temporary, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {_reason(error, target, size)}") from error
+    finally:
+        if fd >= 0:
+            os.close(fd)
+            temporary.unlink(missing_ok=True)
+
+
+def _sweep(target: Path) -> None:
+    """Removes what killed writers of this output left; living ones hold a lock."""
+    with suppress(OSError):
+        for stale in target.parent.glob(f".{_literal(target.name)}.*-*.tmp"):
+            with suppress(OSError):
+                fd = os.open(stale, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    stale.unlink(missing_ok=True)
+                finally:
+                    os.close(fd)
+
+
+def _literal(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every file system can
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _reason(error: OSError, target: Path, size: int) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        with suppress(OSError):
+            free = shutil.disk_usage(target.parent).free
+            return f"no space left: {size} bytes are needed and {free} are free"
+        return f"no space left: {size} bytes are needed"
+    if error.errno == errno.ENOENT and not target.parent.exists():
+        return f"folder {target.parent} does not exist"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"no permission to write in {target.parent}"
+    return error.strerror or str(error)

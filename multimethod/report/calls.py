@@ -1,0 +1,54 @@
+"""One call of one method, from texts to text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmpack.multimethod.errors import OutputError
+from mmpack.multimethod.flow.program import load
+from mmpack.multimethod.runtime.values import read_inputs
+
+
+def call_method(
+    path: Path,
+    method: str,
+    inputs: Sequence[str],
+    sizes: Mapping[str, int],
+    output: Path | None = None,
+) -> str:
+    """Run a method on inputs written as in `runtime/values.py` and describe what it gives.
+
+    output: also write the outputs there, as safetensors by name.
+    """
+    program = load(path)
+    signature = program.signature(method)
+    record = program.manifest.methods.get(method) if program.manifest is not None else None
+    ranges = record.extra.get("ranges", {}) if record is not None else {}
+    result = program.run_method(method, **read_inputs(signature, inputs, sizes, ranges))
+    values = dict(zip(result._fields, result, strict=True))
+    if output is not None:
+        from safetensors.torch import save
+
+        tensors = {n: v.contiguous() for n, v in values.items() if isinstance(v, torch.Tensor)}
+        try:
+            output.write_bytes(save(tensors))
+        except OSError as error:
+            raise OutputError(f"{output} cannot be written: {error.strerror}") from error
+    return "\n".join([str(signature), *(_describe(n, v) for n, v in values.items())])
+
+
+def _describe(name: str, value: Any) -> str:
+    if not isinstance(value, torch.Tensor):
+        return f"{name} = {value!r}"
+    kind = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if value.numel() <= 16:
+        return f"{name}: {kind} = {value.tolist()}"
+    numbers = value.double()
+    return (
+        f"{name}: {kind}, from {numbers.min():.6g} to {numbers.max():.6g}, "
+        f"mean {numbers.mean():.6g}"
+    )

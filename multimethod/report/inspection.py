@@ -1,0 +1,172 @@
+"""What is in a `.pte`, read from the file alone: nothing is executed, torch is not imported.
+
+    print(inspect("model.pte"))
+    inspect("model.pte").as_dict()["methods"]["attention"]["left"]
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import cattrs
+from attrs import frozen
+
+from mmpack.multimethod.link import (
+    Manifest,
+    PteFile,
+    check_integrity,
+    foreign_signature,
+    open_program,
+    read_manifest,
+    sizes,
+)
+from mmpack.multimethod.link.schema import ExecutionPlan, KernelCall
+from mmpack.multimethod.signature import Signature
+
+
+@frozen
+class MethodView:
+    """One method. delegates: backend -> how many calls; left: operator -> how many calls on the
+    CPU; arenas: bytes of planned memory, by memory id from 1; bytes: delegate data and constants
+    that it reaches, shared ones included."""
+
+    signature: Signature
+    target: str | None
+    delegates: dict[str, int]
+    left: dict[str, int]
+    operators: int | None
+    delegated: int | None
+    arenas: tuple[int, ...]
+    bytes: int
+    error: float | None
+    verified: bool
+
+
+@frozen
+class Inspection:
+    """A whole program. `shared` is how many bytes more it would take without sharing; `named`
+    are the named data blobs and their bytes; `checksum` is "right", or None for a file without
+    one (mmpack did not make it). Sizes in bytes."""
+
+    path: str
+    size: int
+    methods: dict[str, MethodView]
+    constants: dict[str, Any]
+    constant_data: int
+    named: dict[str, int]
+    shared: int
+    state: tuple[dict[str, Any], ...]
+    flow: dict[str, Any]
+    provenance: dict[str, Any]
+    checksum: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, with each signature also as text, for `--json`."""
+        plain: dict[str, Any] = cattrs.unstructure(self)
+        for name, method in self.methods.items():
+            plain["methods"][name]["text"] = str(method.signature)
+        return plain
+
+    def __str__(self) -> str:
+        return "\n".join(_lines(self))
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Look into any ExecuTorch program. Raises FormatError if it is none, or is damaged."""
+    with open_program(path) as file:
+        manifest = read_manifest(file)
+        plans = {plan.name or "": plan for plan in file.program.execution_plan or ()}
+        constants = manifest.constants if manifest is not None else {}
+        measured = sizes(file)
+        views = {
+            name: _view(file, name, plan, manifest, measured.methods[name].total)
+            for name, plan in plans.items()
+            if name not in constants
+        }
+        constant = file.program.constant_segment
+        return Inspection(
+            path=str(path),
+            size=file.size,
+            methods=views,
+            constants=dict(constants),
+            constant_data=(
+                file.segments[constant.segment_index].size
+                if constant is not None and len(constant.offsets or ()) > 1
+                else 0
+            ),
+            named={key: file.segments[index].size for key, index in file.named.items()},
+            shared=measured.shared,
+            state=tuple(cattrs.unstructure(s) for s in manifest.state) if manifest else (),
+            flow=dict(manifest.flow) if manifest is not None else {},
+            provenance={"mmpack": manifest.mmpack, **manifest.provenance} if manifest else {},
+            checksum="right" if check_integrity(file) else None,
+        )
+
+
+def _view(
+    file: PteFile, name: str, plan: ExecutionPlan, manifest: Manifest | None, size: int
+) -> MethodView:
+    record = manifest.methods.get(name) if manifest is not None else None
+    kernels: Counter[str] = Counter()
+    delegates: Counter[str] = Counter()
+    for chain in plan.chains or ():
+        for instruction in chain.instructions or ():
+            call = instruction.instr_args
+            if isinstance(call, KernelCall):
+                operator = (plan.operators or [])[call.op_index]
+                kernels[".".join(part for part in (operator.name, operator.overload) if part)] += 1
+    for delegate in plan.delegates or ():
+        delegates[delegate.id or ""] += 1
+    return MethodView(
+        signature=record.signature if record else foreign_signature(file.program, name),
+        target=record.target if record else None,
+        delegates=dict(delegates),
+        left=dict(kernels),
+        operators=record.operators if record else None,
+        delegated=record.delegated if record else None,
+        arenas=tuple((plan.non_const_buffer_sizes or ())[1:]),
+        bytes=size,
+        error=record.error if record else None,
+        verified=record.verified if record else False,
+    )
+
+
+def _lines(seen: Inspection) -> list[str]:
+    from mmpack.multimethod.report.tables import size
+
+    made = f", made by mmpack {seen.provenance['mmpack']}" if seen.provenance else ""
+    lines = [f"{seen.path}: {size(seen.size)}, {len(seen.methods)} methods{made}", ""]
+    for method in seen.methods.values():
+        lines.append(str(method.signature))
+        target = [f"target {method.target}"] if method.target else []
+        delegates = [f"{count} × {name}" for name, count in method.delegates.items()]
+        lines.append("  " + ", ".join(target + (delegates or ["no delegate"])))
+        if method.left:
+            calls = ", ".join(
+                f"{name} × {count}" if count > 1 else name
+                for name, count in sorted(method.left.items())
+            )
+            lines.append(f"  on the CPU: {calls}")
+        arenas = " + ".join(size(arena) for arena in method.arenas) or "none"
+        checked = f", max error {method.error:.1e}" if method.error is not None else ""
+        lines.append(f"  data {size(method.bytes)}, arenas {arenas}{checked}")
+    if seen.constants:
+        lines += ["", "constants"]
+        lines += [f"  {name} = {value!r}" for name, value in seen.constants.items()]
+    for record in seen.state:
+        kind = "shared by" if record["shared"] else "private to"
+        shape = ", ".join(map(str, record["shape"]))
+        lines += ["", f"state {record['name']}: {record['dtype']}[{shape}], "
+                      f"{kind} {', '.join(record['methods'])}"]
+    if seen.flow:
+        lines += ["", "flows: " + ", ".join(seen.flow)]
+    blobs = sum(seen.named.values())
+    lines += ["", f"constant data {size(seen.constant_data)}, named data {size(blobs)} in "
+                  f"{len(seen.named)} blobs, {size(seen.shared)} saved by sharing"]
+    lines += [f"  {key}: {value}" for key, value in seen.provenance.items() if key != "mmpack"]
+    lines.append(
+        "the checksum is right" if seen.checksum else "no checksum: mmpack did not make this file"
+    )
+    return lines

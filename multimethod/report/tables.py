@@ -1,0 +1,79 @@
+"""Tables for people: what a build made, how a verification went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from mmpack.multimethod.build import BuildReport
+    from mmpack.multimethod.verify import Checked
+
+
+def build_table(report: BuildReport) -> Table:
+    """One row a method: target, inputs, share of operators delegated, size, max error."""
+    table = _table("method", "target", "inputs")
+    for title in ("delegated", "size", "max error"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for method in report.methods:
+        inputs = ", ".join(v.show(method.signature.dims) for v in method.signature.inputs)
+        share = f"{method.delegated / method.operators:.0%}" if method.operators else "–"
+        table.add_row(
+            escape(method.signature.method),
+            method.target,
+            escape(inputs),
+            share,
+            size(method.size),
+            f"{method.error:.1e}" if method.error is not None else "not verified",
+        )
+    return table
+
+
+def checked_table(checked: Iterable[Checked]) -> Table:
+    """One row a method or flow: error, what is allowed, where the error was largest."""
+    table = _table("checked", "max error", "allowed", "at")
+    for row in checked:
+        table.add_row(escape(row.name), f"{row.error:.1e}", f"{row.tolerance:.0e}", escape(row.where))
+    return table
+
+
+def build_summary(report: BuildReport) -> str:
+    """Two or three lines under the table."""
+    total = len(report.methods)
+    compiled = (
+        "nothing was compiled: every method was in the cache"
+        if report.compiled == 0
+        else f"{report.compiled} of {total} methods compiled, {total - report.compiled} from the cache"
+    )
+    lines = [
+        f"{report.output}: {total} methods, {size(report.link.size)}, "
+        f"{size(report.link.saved)} saved by sharing",
+        compiled,
+    ]
+    lines += [
+        f"{flow.name} agrees with the model: max error {flow.error:.1e} ({flow.where})"
+        for flow in report.flows
+    ]
+    return "\n".join(lines)
+
+
+def size(count: int) -> str:
+    """Bytes in the unit that fits: 1.5 MB is 1,500,000 bytes."""
+    if count < 1000:
+        return f"{count} B"
+    value = float(count)
+    for unit in ("kB", "MB", "GB"):
+        value /= 1000
+        if value < 1000 or unit == "GB":
+            return f"{value:.1f} {unit}"
+    raise AssertionError
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

@@ -1,0 +1,9 @@
+"""Program -> methods: signatures enforced, run by an engine."""
+
+from mmpack.multimethod.versions import require_supported
+
+require_supported()
+
+from mmpack.multimethod.runtime.methods import Method, Methods  # noqa: E402
+
+__all__ = ["Method", "Methods"]

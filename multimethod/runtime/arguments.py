@@ -1,0 +1,147 @@
+"""A signature held against the arguments of a call, before ExecuTorch sees them.
+
+The stock runtime checks only that a dynamic tensor has not too many elements, and answers a wrong
+call with a bare number. Here every mistake is one CallError that names the method, the input, the
+dim, what was expected and what came. A right call costs a few attribute reads: shapes that were
+accepted once are remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mmpack.multimethod.errors import CallError, nearest
+from mmpack.multimethod.signature import Signature, ValueSpec
+
+REMEMBERED = 4096
+"""Combinations of shapes remembered per method, so that growing caches do not grow this too."""
+
+_SCALARS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (float, int),
+    "bool": (bool,),
+    "str": (str,),
+}
+
+
+class Arguments:
+    """Checks the arguments of one method. `accept(args, kwargs)` returns them in call order."""
+
+    def __init__(self, signature: Signature) -> None:
+        self.signature = signature
+        self._names = tuple(value.name for value in signature.inputs)
+        self._dtypes = tuple(
+            getattr(torch, value.dtype) if value.shape is not None else None
+            for value in signature.inputs
+        )
+        self._count = len(self._names)
+        self._tensors_only = None not in self._dtypes
+        self._seen: set[tuple[torch.Size, ...]] = set()
+
+    def accept(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
+        """The inputs in call order, contiguous. Raises CallError for anything that the signature
+        does not admit."""
+        if kwargs or len(args) != self._count:
+            args = self._bind(args, kwargs)
+        if self._tensors_only:
+            try:
+                for tensor, dtype in zip(args, self._dtypes):  # noqa: B905 (same length, hot)
+                    if not (tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
+                        break
+                else:
+                    if tuple([tensor.shape for tensor in args]) in self._seen:
+                        return args
+            except (AttributeError, RuntimeError):
+                pass  # not a tensor, or not a strided one: said in words below
+        return self._examine(args)
+
+    def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        """Arguments by position and by name, in call order."""
+        if len(args) > self._count:
+            raise self._error(f"takes {self._count} inputs, got {len(args)}")
+        bound = dict(zip(self._names, args, strict=False))
+        for name, value in kwargs.items():
+            if name not in self._names:
+                raise self._error(f"has no input {name!r};{nearest(name, self._names)}")
+            if name in bound:
+                raise self._error(f"input {name!r} was given twice")
+            bound[name] = value
+        missing = [name for name in self._names if name not in bound]
+        if missing:
+            raise self._error(
+                f"takes {self._count} inputs, got {len(bound)}: "
+                f"missing {', '.join(map(repr, missing))}"
+            )
+        return [bound[name] for name in self._names]
+
+    def _examine(self, args: Sequence[Any]) -> list[Any]:
+        """Every check, one after the other, with a message for each."""
+        sizes: dict[str, tuple[int, str]] = {}
+        checked: list[Any] = []
+        for spec, value in zip(self.signature.inputs, args, strict=True):
+            if spec.shape is None:
+                checked.append(self._scalar(spec, value))
+                continue
+            if not isinstance(value, torch.Tensor):
+                raise self._error(
+                    f"expected a {spec.dtype} tensor, got {type(value).__name__}", spec
+                )
+            if value.dtype is not getattr(torch, spec.dtype):
+                got = str(value.dtype).removeprefix("torch.")
+                raise self._error(f"expected dtype {spec.dtype}, got {got}", spec)
+            if not value.is_cpu:
+                raise self._error(f"expected a tensor on the CPU, got one on {value.device}", spec)
+            if value.layout is not torch.strided:
+                raise self._error(f"expected a dense tensor, got {value.layout}", spec)
+            self._shape(spec, value.shape, sizes)
+            if value.is_conj() or value.is_neg():
+                value = value.resolve_conj().resolve_neg()
+            checked.append(value.contiguous())
+        if self._tensors_only and len(self._seen) < REMEMBERED:
+            self._seen.add(tuple([tensor.shape for tensor in checked]))
+        return checked
+
+    def _scalar(self, spec: ValueSpec, value: Any) -> Any:
+        right = isinstance(value, _SCALARS.get(spec.dtype, (object,)))
+        if not right or (isinstance(value, bool) and spec.dtype in ("int", "float")):
+            raise self._error(f"expected {spec.dtype}, got {type(value).__name__}", spec)
+        return value
+
+    def _shape(
+        self, spec: ValueSpec, shape: torch.Size, sizes: dict[str, tuple[int, str]]
+    ) -> None:
+        """Rank, fixed sizes, and dims: in range, on step, and the same in all inputs. `sizes` is
+        what the inputs before this one said: dim -> size and input."""
+        assert spec.shape is not None
+        got = list(shape)
+        if len(spec.shape) != len(got):
+            raise self._error(
+                f"expected {len(spec.shape)} axes, "
+                f"{spec.show(self.signature.dims).partition(': ')[2]}, got {len(got)}: {got}",
+                spec,
+            )
+        for axis, (wanted, size) in enumerate(zip(spec.shape, got, strict=True)):
+            if isinstance(wanted, int):
+                if size != wanted:
+                    raise self._error(f"axis {axis}: expected {wanted}, got {size}", spec)
+                continue
+            dim = self.signature.dims[wanted]
+            where = f"axis {axis} (dim {wanted!r})"
+            if dim.fixed and size != dim.min:
+                raise self._error(f"{where}: expected {dim.min}, got {size}", spec)
+            if not dim.min <= size <= dim.max:
+                raise self._error(f"{where}: expected {dim.min} to {dim.max}, got {size}", spec)
+            if not dim.admits(size):
+                raise self._error(f"{where}: expected a multiple of {dim.step}, got {size}", spec)
+            before = sizes.setdefault(wanted, (size, spec.name))
+            if before[0] != size:
+                raise self._error(
+                    f"{where}: expected {before[0]} as in input {before[1]!r}, got {size}", spec
+                )
+
+    def _error(self, message: str, spec: ValueSpec | None = None) -> CallError:
+        where = f"input {spec.name!r}: " if spec is not None else ""
+        return CallError(f"{self.signature.method}: {where}{message}\n  {self.signature}")

@@ -1,0 +1,185 @@
+"""A program on disk -> its methods, called by name.
+
+    methods = Methods.load("model.pte")
+    q, k, v = methods.run_method("qkv_proj", hidden)
+    print(methods.signature("attention"))
+"""
+
+from __future__ import annotations
+
+import keyword
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from mmpack.multimethod.errors import CallError, ExecutionError, nearest
+from mmpack.multimethod.link import (
+    Manifest,
+    foreign_signature,
+    open_program,
+    read_manifest,
+)
+from mmpack.multimethod.runtime.arguments import Arguments
+from mmpack.multimethod.runtime.stock import Run, StockEngine
+from mmpack.multimethod.signature import Signature
+
+
+class Method:
+    """One method of a loaded program: call it with tensors, by position or by name.
+
+    It is loaded into the runtime at its first call. The result is a named tuple, also for a
+    single output; its tensors belong to the caller and no later call changes them.
+    """
+
+    def __init__(self, signature: Signature, load: Callable[[], Run]) -> None:
+        self.signature = signature
+        self._load = load
+        self._run: Run | None = None
+        self._arguments = Arguments(signature)
+        self._result = _result_type(signature)
+
+    @property
+    def name(self) -> str:
+        return self.signature.method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        inputs = self._arguments.accept(args, kwargs)
+        run = self._run or self.prepare()
+        try:
+            return self._result(run(inputs))
+        except RuntimeError as error:
+            raise ExecutionError(f"{self.name}: ExecuTorch failed to run it: {error}") from error
+
+    def prepare(self) -> Run:
+        """Load the method into the runtime now rather than at its first call."""
+        if self._run is None:
+            self._run = self._load()
+        return self._run
+
+    def forget(self) -> None:
+        """Have the next call load the method anew."""
+        self._run = None
+
+    def __repr__(self) -> str:
+        return str(self.signature)
+
+
+class Methods:
+    """The methods of one program, by name, in the program's order."""
+
+    def __init__(
+        self,
+        path: Path,
+        signatures: Mapping[str, Signature],
+        backends: Mapping[str, tuple[str, ...]],
+        manifest: Manifest | None,
+    ) -> None:
+        self.path = path
+        self.manifest = manifest
+        self._engine = StockEngine(path)
+        self._backends = backends
+        self._methods = {
+            name: Method(signature, lambda name=name: self._load(name))  # type: ignore[misc]
+            for name, signature in signatures.items()
+        }
+        states = manifest.state if manifest is not None else ()
+        self._stateful = tuple(
+            name for name in self._methods if any(name in state.methods for state in states)
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Load any ExecuTorch program.
+
+        The file's structure is checked before the runtime sees it. A program made by mmpack
+        brings its signatures; those of another are derived from its plan, without names.
+
+        Raises FormatError if the file is no ExecuTorch program, is truncated or damaged.
+        """
+        path = Path(path)
+        with open_program(path) as file:
+            manifest = read_manifest(file)
+            signatures, backends = {}, {}
+            for plan in file.program.execution_plan or ():
+                name = plan.name or ""
+                record = manifest.methods.get(name) if manifest is not None else None
+                signatures[name] = (
+                    record.signature
+                    if record is not None
+                    else foreign_signature(file.program, name)
+                )
+                backends[name] = tuple(dict.fromkeys(d.id or "" for d in plan.delegates or ()))
+        return cls(path, signatures, backends, manifest)
+
+    @property
+    def method_names(self) -> tuple[str, ...]:
+        """Names of all methods, constant ones included, in the program's order."""
+        return tuple(self._methods)
+
+    @property
+    def constants(self) -> dict[str, int | float | bool | str]:
+        """The values of the program's constant methods (those that the manifest lists)."""
+        return dict(self.manifest.constants) if self.manifest is not None else {}
+
+    def signature(self, name: str) -> Signature:
+        """A method's signature; printed, it reads like a function's."""
+        return self[name].signature
+
+    def run_method(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call a method with tensors by position or by name; returns a named tuple.
+
+        Raises CallError, before anything runs, if there is no such method or the signature does
+        not admit the arguments; ExecutionError if ExecuTorch fails.
+        """
+        method = self._methods.get(name)
+        if method is None:
+            raise self._unknown(name)
+        return method(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Put every state buffer back to its initial value, by loading the program anew."""
+        self._engine = StockEngine(self.path)
+        for method in self._methods.values():
+            method.forget()
+
+    def __getitem__(self, name: str) -> Method:
+        if name not in self._methods:
+            raise self._unknown(name)
+        return self._methods[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._methods
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._methods)
+
+    def __len__(self) -> int:
+        return len(self._methods)
+
+    def __repr__(self) -> str:
+        return "\n".join([f"{self.path}:", *(f"  {m!r}" for m in self._methods.values())])
+
+    def _load(self, name: str) -> Run:
+        # Loading a method writes the initial values of its state. So all methods that have state
+        # are loaded before the first of them runs: later, it would undo what that one wrote.
+        if name in self._stateful:
+            runs = {n: self._engine.method(n, self._backends[n]) for n in self._stateful}
+            return runs[name]
+        return self._engine.method(name, self._backends[name])
+
+    def _unknown(self, name: str) -> CallError:
+        return CallError(f"{self.path}: no method {name!r};{nearest(name, self._methods)}")
+
+
+def _result_type(signature: Signature) -> Callable[[list[Any]], Any]:
+    """The named tuple of a method's outputs, made from a list of them."""
+    names = [v.name for v in signature.outputs]
+    usable = all(n.isidentifier() and not keyword.iskeyword(n) for n in names)
+    title = "".join(c if c.isalnum() else "_" for c in f"{signature.method}_outputs")
+    made = namedtuple(  # type: ignore[misc]  # noqa: PYI024 (the fields are known only now)
+        title if title.isidentifier() else f"_{title}",
+        names if usable else [f"out_{i}" for i in range(len(names))],
+        rename=True,
+    )
+    return made._make

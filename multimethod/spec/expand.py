@@ -1,0 +1,237 @@
+"""`each`, unrolled: one method, or one step, for every combination of its values.
+
+    layers.{i}.qkv_proj: {each: {i: 0..3}, module: "layers.{i}", …}
+
+becomes `layers.0.qkv_proj` with the module `layers.0`, and so on. What comes out holds no
+template and no `each`, and knows from which place in the file it came (`Origin`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any, Generic, TypeVar
+
+import attrs
+from attrs import frozen
+
+from mmpack.multimethod.errors import SpecError
+from mmpack.multimethod.spec.mistakes import Finding, Keys, Mistake, dotted
+from mmpack.multimethod.spec.records import FlowSpec, InputSpec, MethodSpec, Spec, StepSpec
+from mmpack.multimethod.spec.structure import MANY
+from mmpack.multimethod.spec.templates import fill_text, fill_typed, symbols
+from mmpack.multimethod.spec.wrong import Wrong
+
+Values = Mapping[str, str | int]
+T = TypeVar("T")
+
+_NUMBER = re.compile("[0-9]{1,18}")
+
+
+@frozen
+class Origin:
+    """The keys of the entry that something was expanded from, and the values filled in."""
+
+    keys: Keys
+    values: Values
+
+
+@frozen
+class Expanded(Generic[T]):
+    item: T
+    origin: Origin
+
+
+@frozen
+class Expansion:
+    """All methods of a spec by their full names, and what is wrong with the templates."""
+
+    methods: dict[str, Expanded[MethodSpec]]
+    findings: list[Finding]
+
+
+def expand_methods(spec: Spec) -> dict[str, MethodSpec]:
+    """The methods by their full names. The spec's templates must be right."""
+    expansion = expand_all(spec)
+    _refuse(expansion.findings)
+    return {name: expanded.item for name, expanded in expansion.methods.items()}
+
+
+def expand_steps(flow: FlowSpec) -> tuple[StepSpec, ...]:
+    """The steps of a flow one after the other. Its templates must be right."""
+    steps, findings = unroll(flow.steps, ())
+    _refuse(findings)
+    return tuple(step.item for step in steps)
+
+
+def expand_all(spec: Spec) -> Expansion:
+    methods: dict[str, Expanded[MethodSpec]] = {}
+    findings: list[Finding] = []
+    for template, method in spec.methods.items():
+        keys: Keys = ("methods", template)
+        unused = [symbol for symbol in method.each if symbol not in symbols(template)]
+        wrong = [
+            Finding((*keys, "each", symbol), f"{{{symbol}}} is not in the method's name, so the"
+                    " names of the methods would be the same", at_key=True)
+            for symbol in unused
+        ]  # fmt: skip
+        wrong += unknown_symbols(template, method.each, keys, at_key=True)
+        wrong += unknown_symbols(attrs.evolve(method, each={}), method.each, keys)
+        count = prod(len(values) for values in method.each.values())
+        if count > MANY:
+            wrong.append(Finding((*keys, "each"), f"this makes {count} methods, more than {MANY}"))
+        findings += wrong
+        if not wrong:
+            wrong, made = _methods(template, method, methods)
+            methods |= made
+        findings += wrong
+    return Expansion(methods, findings)
+
+
+def _methods(
+    template: str, method: MethodSpec, taken: Mapping[str, Expanded[MethodSpec]]
+) -> tuple[list[Finding], dict[str, Expanded[MethodSpec]]]:
+    """The methods that one entry makes: all of them, or what keeps it from making them."""
+    keys: Keys = ("methods", template)
+    made: dict[str, Expanded[MethodSpec]] = {}
+    for values in combinations(method.each):
+        name = fill_text(template, values)
+        if name in made:
+            return [Finding(keys, f"more than one method would be {name!r}", at_key=True)], {}
+        if name in taken:
+            first = dotted(taken[name].origin.keys)
+            return [Finding(keys, f"{first} makes a method {name!r} too", at_key=True)], {}
+        try:
+            filled = fill(attrs.evolve(method, each={}), values)
+        except Wrong as error:
+            return [Finding(keys, str(error), at_key=True)], {}
+        made[name] = Expanded(filled, Origin(keys, values))
+    return [], made
+
+
+def unroll(
+    steps: tuple[StepSpec, ...], keys: Keys, outer: Values | None = None, times: int = 1
+) -> tuple[list[Expanded[StepSpec]], list[Finding]]:
+    """Steps without `each`, in the order in which they run.
+
+    `keys` lead to the steps; `outer` is what the groups around them fill in, `times` how often
+    those groups repeat them.
+    """
+    outer = outer or {}
+    flat: list[Expanded[StepSpec]] = []
+    findings: list[Finding] = []
+    for number, step in enumerate(steps):
+        here = (*keys, number)
+        known = {**outer, **dict.fromkeys(step.each, "")}
+        wrong = [
+            Finding((*here, "each", symbol), f"{{{symbol}}} is already used by an outer `each`",
+                    at_key=True)
+            for symbol in step.each
+            if symbol in outer
+        ]  # fmt: skip
+        wrong += unknown_symbols(attrs.evolve(step, each={}, steps=()), known, here)
+        wrong += unknown_symbols(step.each, outer, (*here, "each"))
+        count = times * prod(len(values) for values in step.each.values())
+        if count > MANY:
+            wrong.append(Finding((*here, "each"), f"this makes {count} steps, more than {MANY}"))
+        findings += wrong
+        for each in [] if wrong else combinations(fill(step.each, outer)):
+            values = {**outer, **each}
+            try:
+                alone = fill(attrs.evolve(step, each={}, steps=()), values)
+            except Wrong as error:
+                findings.append(Finding(here, str(error)))
+                break
+            if step.run is not None:
+                flat.append(Expanded(alone, Origin(here, values)))
+            inner, more = unroll(step.steps, (*here, "steps"), values, count)
+            flat += inner
+            findings += more
+            if more:  # the same again for every other value
+                break
+    return flat, findings
+
+
+def combinations(each: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, str | int]]:
+    """Every combination of the values; the last symbol runs fastest."""
+    for values in itertools.product(*each.values()):
+        yield dict(zip(each, values, strict=True))
+
+
+def unknown_symbols(
+    value: Any, known: Mapping[str, Any], keys: Keys, *, at_key: bool = False
+) -> list[Finding]:
+    """Every `{x}` in a record that no `each` gives a value to."""
+    if isinstance(value, str):
+        return [
+            Finding(keys, f"{{{symbol}}} is not given by any `each` here", at_key)
+            for symbol in symbols(value)
+            if symbol not in known
+        ]
+    findings: list[Finding] = []
+    for key, entry in _entries(value):
+        if isinstance(key, str) and isinstance(value, Mapping):
+            findings += unknown_symbols(key, known, (*keys, key), at_key=True)
+        findings += unknown_symbols(entry, known, (*keys, key))
+    return findings
+
+
+def fill(value: Any, values: Values, *, typed: bool = False) -> Any:
+    """The same value with all templates in it filled, in keys too.
+
+    typed: a text that is one symbol and nothing else becomes that symbol's value (an argument
+    `"{i}"` is a number where `i` is one).
+    """
+    if isinstance(value, str):
+        return fill_typed(value, values) if typed else fill_text(value, values)
+    if isinstance(value, InputSpec):
+        return attrs.evolve(value, shape=tuple(_size(s, values) for s in value.shape),
+                            dtype=fill_text(value.dtype, values))  # fmt: skip
+    if isinstance(value, Mapping):
+        filled: dict[Any, Any] = {}
+        for key, entry in value.items():
+            name = fill_text(key, values) if isinstance(key, str) else key
+            if name in filled:
+                raise Wrong(f"with {_given(values)}, two keys are called {name!r}")
+            filled[name] = fill(entry, values, typed=typed)
+        return filled
+    if isinstance(value, list | tuple):
+        return type(value)(fill(entry, values, typed=typed) for entry in value)
+    if attrs.has(type(value)):
+        changes = {
+            a.name: fill(getattr(value, a.name), values, typed=a.name == "args")
+            for a in attrs.fields(type(value))
+        }
+        return attrs.evolve(value, **changes)
+    return value
+
+
+def _size(size: int | str, values: Values) -> int | str:
+    """A size that a template makes is a number if it reads like one."""
+    filled = fill_text(size, values) if isinstance(size, str) else size
+    if isinstance(filled, str) and filled != size and _NUMBER.fullmatch(filled):
+        return int(filled)
+    return filled
+
+
+def _given(values: Values) -> str:
+    return ", ".join(f"{symbol}={value}" for symbol, value in values.items())
+
+
+def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
+    if isinstance(value, Mapping):
+        yield from value.items()
+    elif isinstance(value, list | tuple):
+        yield from enumerate(value)
+    elif attrs.has(type(value)):
+        for attribute in attrs.fields(type(value)):
+            yield attribute.name.rstrip("_"), getattr(value, attribute.name)
+
+
+def _refuse(findings: list[Finding]) -> None:
+    if findings:
+        raise SpecError(
+            Mistake("spec", 0, 0, "", 0, "", f"{dotted(f.keys)}: {f.message}") for f in findings
+        )

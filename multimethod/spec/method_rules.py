@@ -1,0 +1,118 @@
+"""Rules about methods, after `each` has been expanded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmpack.multimethod.signature import Dim
+from mmpack.multimethod.spec.input_rules import (
+    check_inputs,
+    wrong_dim_name,
+    wrong_name,
+    wrong_names,
+)
+from mmpack.multimethod.spec.mistakes import Finding, Findings, Keys, unknown
+from mmpack.multimethod.spec.names import wrong_wrapper
+from mmpack.multimethod.spec.partial import Draft
+from mmpack.multimethod.spec.records import MethodSpec
+
+
+def check_methods(
+    draft: Draft, folder: Path, backends: Mapping[str, Any], options: Mapping[str, Any]
+) -> Findings:
+    if not draft.spec.methods and not draft.broken:
+        yield Finding(("methods",), "expected at least one method")
+    for name, expanded in draft.methods.items():
+        method = expanded.item
+        keys: Keys = ("methods", name)
+        yield from _name(name, keys, draft)
+        yield from _module(method, keys, folder)
+        wrong = [*_inputs(method, keys, draft), *_axes(method, keys, draft)]
+        yield from wrong
+        yield from wrong_names(method.outputs, (*keys, "outputs"))
+        if method.tolerance is not None and not 0 < method.tolerance < math.inf:
+            message = f"expected a number above 0, got {method.tolerance}"
+            yield Finding((*keys, "tolerance"), message)
+        yield from _target(method, keys, draft)
+        if not wrong:
+            yield from _refused(method, keys, draft, backends, options)
+
+
+def _name(name: str, keys: Keys, draft: Draft) -> Findings:
+    if not name or not name.isprintable() or set(name) & set(" {}/\\"):
+        message = f"expected a name without spaces, slashes and braces, got {name!r}"
+        yield Finding(keys, message, at_key=True)
+    if name in draft.spec.constants:
+        yield Finding(keys, f"a constant is called {name!r} too", at_key=True)
+
+
+def _module(method: MethodSpec, keys: Keys, folder: Path) -> Findings:
+    if method.wrapper is not None:
+        if message := wrong_wrapper(method.wrapper, folder):
+            yield Finding((*keys, "wrapper"), message)
+        if method.call is not None:
+            message = "a wrapper has its own forward, so `call` and `wrapper` exclude each other"
+            yield Finding((*keys, "call"), message)
+    elif method.args:
+        message = "`args` are a wrapper's arguments, and there is no `wrapper`"
+        yield Finding((*keys, "args"), message, at_key=True)
+    if method.call is not None and (wrong := wrong_name(method.call)):
+        yield Finding((*keys, "call"), wrong)
+    for name in method.args:
+        if wrong := wrong_name(name):
+            yield Finding((*keys, "args", name), wrong, at_key=True)
+
+
+def _inputs(method: MethodSpec, keys: Keys, draft: Draft) -> Findings:
+    if not isinstance(method.inputs, str):
+        yield from check_inputs(method.inputs, (*keys, "inputs"), draft)
+    elif draft.spec.sample is None and not draft.lost("sample"):
+        message = "inputs are captured from a run of the model, which needs a `sample`"
+        yield Finding((*keys, "inputs"), message)
+
+
+def _axes(method: MethodSpec, keys: Keys, draft: Draft) -> Findings:
+    if method.axes and method.inputs != "captured":
+        message = "`axes` are for captured inputs; here the dims stand in the shapes"
+        yield Finding((*keys, "axes"), message, at_key=True)
+    for name, axes in method.axes.items():
+        for axis, dim in axes.items():
+            here = (*keys, "axes", name, axis)
+            if axis < 0:
+                yield Finding(here, f"expected an axis from 0, got {axis}", at_key=True)
+            if wrong := wrong_dim_name(dim, draft):
+                yield Finding(here, wrong)
+
+
+def _target(method: MethodSpec, keys: Keys, draft: Draft) -> Findings:
+    targets = draft.spec.targets
+    if method.target not in targets and not draft.lost("targets", method.target):
+        yield Finding((*keys, "target"), unknown("target", method.target, targets))
+
+
+def _refused(
+    method: MethodSpec,
+    keys: Keys,
+    draft: Draft,
+    backends: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Findings:
+    """Whether the backend can take the method, as far as it can tell before it is compiled."""
+    if method.target not in options or (dims := _dims(method, draft)) is None:
+        return
+    backend = backends[draft.spec.targets[method.target].backend]
+    inputs = method.inputs if isinstance(method.inputs, dict) else {}
+    if message := backend.refuses(options[method.target], method, inputs, dims):
+        yield Finding((*keys, "target"), message)
+
+
+def _dims(method: MethodSpec, draft: Draft) -> dict[str, Dim] | None:
+    """The dims that a method's inputs name; None if one of them could not be read."""
+    given = method.inputs.values() if isinstance(method.inputs, dict) else ()
+    names = [size for value in given for size in value.shape if isinstance(size, str)]
+    names += [dim for axes in method.axes.values() for dim in axes.values()]
+    dims = draft.spec.dims
+    return {name: dims[name] for name in names} if all(name in dims for name in names) else None

@@ -1,0 +1,134 @@
+"""The spec as records: these attrs classes ARE the schema of `spec.yaml`.
+
+A key that is no field here is a mistake; a field without a default must be given. Strings that
+hold `{i}` are templates, filled by `each` (see `expand.py`). Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import field, frozen
+
+from mmpack.multimethod.signature import Dim
+
+
+@frozen
+class ModelSpec:
+    """Where the model comes from.
+
+    `factory` is `package.module:callable` or `file.py:callable` (relative to the spec), called
+    with `args`; it returns an `nn.Module`. `weights` is a safetensors file (relative to the
+    spec), loaded strictly: missing and unexpected keys are errors.
+    """
+
+    factory: str
+    args: dict[str, Any] = field(factory=dict)
+    weights: str | None = None
+
+
+@frozen
+class InputSpec:
+    """One input tensor: its shape (numbers and names of dims), its dtype, and for integers the
+    inclusive range that test values are drawn from. `[1, chunk, 96]` is short for
+    `{shape: [1, chunk, 96]}`."""
+
+    shape: tuple[int | str, ...]
+    dtype: str = "float32"
+    range: tuple[int, int] | None = None
+
+
+@frozen
+class TargetSpec:
+    """A backend by name and its options, which the backend's own record checks
+    (`mmpack.multimethod.targets`). In YAML the options stand beside `backend`."""
+
+    backend: str
+    options: dict[str, Any] = field(factory=dict)
+
+
+@frozen
+class MethodSpec:
+    """One method of the program, or one per value of `each`.
+
+    module: fully qualified name of the submodule ("" or "." is the model itself).
+    target: a name from `targets`.
+    wrapper: a name from `mmpack.wrappers`, or `file.py:Class`; called as `Wrapper(module, **args)`.
+    call: another Python method of the submodule than `forward` (excludes `wrapper`).
+    inputs: name -> InputSpec, in call order; or "captured".
+    axes: for captured inputs: input name -> {axis number: dim name}.
+    outputs: names, in order; none given: `out`, or `out_0`, `out_1`, ….
+    tolerance: largest absolute error against eager PyTorch; none given: the target's.
+    """
+
+    module: str
+    target: str
+    wrapper: str | None = None
+    args: dict[str, Any] = field(factory=dict)
+    call: str | None = None
+    inputs: dict[str, InputSpec] | str = "captured"
+    axes: dict[str, dict[int, str]] = field(factory=dict)
+    outputs: tuple[str, ...] = ()
+    tolerance: float | None = None
+    each: dict[str, tuple[int | str, ...]] = field(factory=dict)
+
+
+@frozen
+class StateSpec:
+    """Mutable buffers by fully qualified name in the model (`*` and `?` match as in a shell):
+    `shared` ones are one memory for all methods, `private` ones are one memory per method."""
+
+    shared: tuple[str, ...] = ()
+    private: tuple[str, ...] = ()
+
+
+@frozen
+class StepSpec:
+    """One step of a flow: run a method, or repeat `steps` for every value of `each`.
+
+    run: the method. Its inputs are taken by name from what the flow has so far.
+    with_ (`with:`): input name -> name in the flow, where the two differ.
+    gives: output name -> name in the flow, where the two differ.
+    append: output name -> cache. The output's rows are appended to that cache, which grows along
+        the one axis where the output's shape and the shape of its readers differ.
+    """
+
+    run: str | None = None
+    with_: dict[str, str] = field(factory=dict)
+    gives: dict[str, str] = field(factory=dict)
+    append: dict[str, str] = field(factory=dict)
+    each: dict[str, tuple[int | str, ...]] = field(factory=dict)
+    steps: tuple[StepSpec, ...] = ()
+
+
+@frozen
+class FlowSpec:
+    """How methods feed each other.
+
+    cut: input name -> fixed dim; the caller gives that input whole and the flow cuts it in
+        pieces of the dim's size, the last one padded. `positions` (int64 [dim], the running
+        index of each row) is always there for a step to take.
+    outputs: names in the flow that the caller gets, cut inputs' axis joined again.
+    reference: Python method of the model that the whole flow must equal ("none": no such thing).
+    """
+
+    cut: dict[str, str]
+    steps: tuple[StepSpec, ...]
+    outputs: tuple[str, ...]
+    reference: str = "forward"
+
+
+@frozen
+class Spec:
+    """A whole `spec.yaml`. `mmpack: 1` is its version. `sample` is the input of one run of the
+    whole model: `file.py:callable` that returns it, or name -> InputSpec for random values."""
+
+    mmpack: int
+    model: ModelSpec
+    targets: dict[str, TargetSpec]
+    methods: dict[str, MethodSpec]
+    dims: dict[str, Dim] = field(factory=dict)
+    sample: dict[str, InputSpec] | str | None = None
+    state: StateSpec = field(factory=StateSpec)
+    flow: dict[str, FlowSpec] = field(factory=dict)
+    constants: dict[str, int | float | bool | str] = field(factory=dict)

@@ -1,0 +1,130 @@
+"""The rules that a spec must obey as a whole. Each yields what it finds wrong.
+
+What a record can be is said by its types (`records.py`); here is what must hold between records,
+and between the spec and the files beside it. Rules about methods and flows have files of their
+own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmpack.multimethod.signature import Dim
+from mmpack.multimethod.spec.flow_rules import check_flows
+from mmpack.multimethod.spec.input_rules import LARGEST, check_inputs
+from mmpack.multimethod.spec.method_rules import check_methods
+from mmpack.multimethod.spec.mistakes import Finding, Findings, unknown
+from mmpack.multimethod.spec.names import wrong_factory, wrong_file
+from mmpack.multimethod.spec.partial import Draft
+from mmpack.multimethod.spec.structure import structure
+
+VERSION = 1
+"""The version of the spec's own format: what `mmpack:` at its top says."""
+
+
+def check(
+    draft: Draft, folder: Path, backends: Mapping[str, Any], options: dict[str, Any]
+) -> Findings:
+    """All rules. `folder` holds the spec; `options` is filled with each target's record."""
+    yield from _version(draft)
+    yield from _model(draft, folder)
+    yield from _sample(draft, folder)
+    yield from _dims(draft)
+    yield from _targets(draft, backends, options)
+    yield from check_methods(draft, folder, backends, options)
+    yield from _state(draft)
+    yield from _constants(draft)
+    yield from check_flows(draft)
+
+
+def _version(draft: Draft) -> Findings:
+    if draft.spec.mmpack != VERSION:
+        message = f"expected {VERSION}, the version of the spec that this mmpack reads; got "
+        yield Finding(("mmpack",), f"{message}{draft.spec.mmpack}")
+
+
+def _model(draft: Draft, folder: Path) -> Findings:
+    model = draft.spec.model
+    lost = draft.lost("model", "factory")
+    if not lost and (message := wrong_factory(model.factory, folder)):
+        yield Finding(("model", "factory"), message)
+    for name in model.args:
+        if not name.isidentifier():
+            yield Finding(("model", "args", name), "no argument can be called that", at_key=True)
+    if model.weights is not None and (message := wrong_file(model.weights, folder)):
+        yield Finding(("model", "weights"), message)
+
+
+def _sample(draft: Draft, folder: Path) -> Findings:
+    sample = draft.spec.sample
+    if isinstance(sample, str):
+        if message := wrong_factory(sample, folder):
+            yield Finding(("sample",), message)
+    elif sample is not None:
+        yield from check_inputs(sample, ("sample",), draft)
+
+
+def _dims(draft: Draft) -> Findings:
+    for name, dim in draft.spec.dims.items():
+        keys = ("dims", name)
+        if not name.isidentifier():
+            yield Finding(keys, f"expected a name like kv_len, got {name!r}", at_key=True)
+        if message := wrong_dim(dim):
+            yield Finding(keys, message)
+
+
+def wrong_dim(dim: Dim) -> str | None:
+    """Why no size could be such a dim, or None."""
+    if dim.min < 1:
+        return f"a size is at least 1, got {dim.min}"
+    if dim.max < dim.min:
+        return f"the maximum, {dim.max}, is below the minimum, {dim.min}"
+    if dim.max > LARGEST:
+        return f"a size is at most {LARGEST}, got {dim.max}"
+    if dim.step < 1:
+        return f"a step is at least 1, got {dim.step}"
+    for end, size in (("minimum", dim.min), ("maximum", dim.max)):
+        if size % dim.step:
+            return f"the {end}, {size}, is not a multiple of the step, {dim.step}"
+    return None
+
+
+def _targets(draft: Draft, backends: Mapping[str, Any], options: dict[str, Any]) -> Findings:
+    for name, target in draft.spec.targets.items():
+        if target.backend not in backends:
+            message = unknown("backend", target.backend, backends)
+            yield Finding(("targets", name, "backend"), message)
+            continue
+        made, wrong = structure(target.options, backends[target.backend].Options)
+        for finding in wrong:
+            yield finding.under("targets", name)
+        if not wrong:
+            options[name] = made
+
+
+def _state(draft: Draft) -> Findings:
+    state = draft.spec.state
+    met: dict[str, str] = {}
+    for kind, patterns in (("shared", state.shared), ("private", state.private)):
+        for number, pattern in enumerate(patterns):
+            keys = ("state", kind, number)
+            if not pattern:
+                yield Finding(keys, "expected the name of a buffer, got the empty text")
+            elif pattern in met:
+                where = "both shared and private" if met[pattern] != kind else "named twice"
+                yield Finding(keys, f"{pattern!r} is {where}")
+            met[pattern] = kind
+
+
+def _constants(draft: Draft) -> Findings:
+    for name, value in draft.spec.constants.items():
+        keys = ("constants", name)
+        if not name.isidentifier():
+            yield Finding(keys, f"expected a name like max_len, got {name!r}", at_key=True)
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            yield Finding(keys, f"{value} does not fit into an int64")
+        if type(value) is float and not math.isfinite(value):
+            yield Finding(keys, f"expected a finite number, got {value}")

@@ -1,0 +1,44 @@
+"""XNNPACK: fast float kernels on ARM and x86 CPUs, static and dynamic shapes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+
+from mmpack.multimethod.targets.base import Availability, Backend
+
+
+@frozen
+class Options:
+    """None yet."""
+
+
+class Xnnpack(Backend):
+    name = "xnnpack"
+    summary = "XNNPACK on ARM and x86 CPUs: float32, static and dynamic shapes"
+    Options = Options
+
+    @classmethod
+    def available(cls) -> Availability:
+        from executorch.runtime import Runtime
+
+        runs = Runtime.get().backend_registry.is_available("XnnpackBackend")
+        if runs:
+            return Availability(builds=True, runs=True, detail="XnnpackBackend is registered")
+        return Availability(
+            builds=True,
+            runs=False,
+            detail="this executorch has no XnnpackBackend",
+            remedy="pip install --force-reinstall --no-deps 'executorch>=1.5.1,<1.6'",
+        )
+
+    @classmethod
+    def partitioners(cls, options: Any) -> list[Any]:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+
+        return [XnnpackPartitioner()]
+
+    @classmethod
+    def tolerance(cls, options: Any) -> float:
+        return 1e-4

@@ -1,0 +1,191 @@
+"""The programs that the tests of `link` link: made by ExecuTorch's own exporter, one a function.
+
+Each maker returns the bytes of a `.pte`; `CASES` names them with the inputs to call them with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import (
+    EdgeCompileConfig,
+    ExecutorchBackendConfig,
+    to_edge,
+    to_edge_transform_and_lower,
+)
+from executorch.exir.passes import MemoryPlanningPass
+from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
+from torch import nn
+from torch.export import Dim, export
+
+
+class Mlp(nn.Module):
+    """Two linears around a relu. `seed` fixes the weights, so two of one seed share them."""
+
+    def __init__(self, seed: int = 0, width: int = 32) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(x)))
+
+
+class Twice(Mlp):
+    """An Mlp applied twice: the same weights in another program."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(super().forward(x)) + 1
+
+
+class Branch(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 0, lambda t: t + 1.0, lambda t: t * 3.0, (x,))
+
+
+class Cat(nn.Module):
+    """Uses a tensor list, an optional list, an int list and scalars."""
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        both = torch.cat([x, y], dim=1)
+        return both.permute(0, 2, 1).contiguous() * 0.5, x[:, torch.tensor([0, 2, 1])]
+
+
+class Cache(nn.Module):
+    """A buffer that calls write into: `put` sets a row, `bump` adds to all, `peek` sums."""
+
+    def __init__(self, name: str = "cache", shape: tuple[int, ...] = (4, 8)) -> None:
+        super().__init__()
+        self.held = name
+        self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("other", torch.zeros(3))
+
+
+class Put(Cache):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        held = getattr(self, self.held)
+        held.copy_(x.expand_as(held))
+        self.other.add_(1.0)
+        return held.sum() + self.other.sum() * 0
+
+
+class Bump(Cache):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        held = getattr(self, self.held)
+        held.add_(x)
+        return held.sum()
+
+
+class Peek(Cache):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.other.add_(x)
+        held = getattr(self, self.held)
+        held.mul_(1.0)
+        return torch.relu(held * 1.0).sum() + torch.sin(x).sum() * 0
+
+
+class Counter(nn.Module):
+    """A buffer that starts at something else than zero."""
+
+    def __init__(self, start: float = 7.0) -> None:
+        super().__init__()
+        self.register_buffer("count", torch.full((4,), start))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.count.add_(x)
+        return self.count * 1.0
+
+
+def portable(
+    model: nn.Module,
+    args: tuple[torch.Tensor, ...],
+    *,
+    name: str = "forward",
+    dynamic: Any = None,
+    constants: Mapping[str, Any] | None = None,
+    state: bool = False,
+    passes: tuple[Any, ...] = (),
+    align: int | None = None,
+) -> bytes:
+    program = export(model.eval(), args, dynamic_shapes=dynamic, strict=True)
+    edge = to_edge(
+        {name: program},
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        constant_methods=dict(constants) if constants else None,
+    )
+    config = ExecutorchBackendConfig(
+        memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=state),
+        emit_mutable_buffer_names=state,
+        passes=list(passes),
+    )
+    return edge.to_executorch(config).buffer
+
+
+def xnnpack(
+    models: Mapping[str, tuple[nn.Module, tuple[torch.Tensor, ...]]], **dynamic: Any
+) -> bytes:
+    programs = {
+        name: export(model.eval(), args, dynamic_shapes=dynamic.get(name), strict=True)
+        for name, (model, args) in models.items()
+    }
+    lowered = to_edge_transform_and_lower(
+        programs, partitioner={name: [XnnpackPartitioner()] for name in models}
+    )
+    return lowered.to_executorch(ExecutorchBackendConfig()).buffer
+
+
+ROW = (torch.linspace(-1, 1, 64).reshape(2, 32),)
+WIDE = (torch.linspace(-1, 1, 160).reshape(5, 32),)
+ONE = (torch.tensor([2.0]),)
+CUBES = (torch.arange(12.0).reshape(2, 3, 2), torch.ones(2, 2, 2))
+ROWS = {"x": {0: Dim("rows", min=1, max=16)}}
+CONSTANTS = {"get_max_seq_len": 128, "is_good": True, "scale": 0.25, "title": "a name"}
+
+
+@cache
+def case(name: str) -> bytes:
+    """The bytes of the named program, made once a session."""
+    return MAKERS[name]()
+
+
+MAKERS: dict[str, Callable[[], bytes]] = {
+    "mlp": lambda: portable(Mlp(), ROW),
+    "twice": lambda: portable(Twice(), ROW, name="twice"),
+    "other_mlp": lambda: portable(Mlp(seed=1), ROW),
+    "dynamic": lambda: portable(Mlp(), WIDE, dynamic=ROWS),
+    "branch": lambda: portable(Branch(), ROW),
+    "cat": lambda: portable(Cat(), CUBES),
+    "constants": lambda: portable(Mlp(), ROW, constants=CONSTANTS),
+    "put": lambda: portable(Put(), ONE, name="put", state=True),
+    "bump": lambda: portable(Bump(), ONE, name="bump", state=True),
+    "peek": lambda: portable(Peek(), ONE, name="peek", state=True),
+    "counter": lambda: portable(
+        Counter(), ONE, state=True, passes=(InitializedMutableBufferPass(["count"]),)
+    ),
+    "xnnpack": lambda: xnnpack({"mlp": (Mlp(), ROW), "twice": (Twice(), ROW)}),
+    "xnnpack_twice": lambda: xnnpack({"again": (Twice(), ROW)}),
+    "xnnpack_dynamic": lambda: xnnpack({"forward": (Mlp(), WIDE)}, forward=ROWS),
+}
+
+INPUTS: dict[str, dict[str, tuple[torch.Tensor, ...]]] = {
+    "mlp": {"forward": ROW},
+    "twice": {"twice": ROW},
+    "other_mlp": {"forward": ROW},
+    "dynamic": {"forward": WIDE},
+    "branch": {"forward": ROW},
+    "cat": {"forward": CUBES},
+    "constants": {"forward": ROW, **dict.fromkeys(CONSTANTS, ())},
+    "put": {"put": ONE},
+    "bump": {"bump": ONE},
+    "peek": {"peek": ONE},
+    "counter": {"forward": ONE},
+    "xnnpack": {"mlp": ROW, "twice": ROW},
+    "xnnpack_twice": {"again": ROW},
+    "xnnpack_dynamic": {"forward": WIDE},
+}
+"""What to call each method of each program with."""

@@ -1,0 +1,29 @@
+"""Causal grouped-query attention between some new tokens and all keys so far."""
+
+import torch
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Attention without projections. It has no weights, so one method serves all layers and
+    `module` is not used; any will do.
+
+    The mask follows from positions: key j belongs to position j, and a query sees the keys up to
+    its own position. Keys beyond the last query's position may hold anything finite.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+        """q [B, S, heads, head_dim], k and v [B, T, kv_heads, head_dim], positions [S] int64
+        -> [B, S, heads * head_dim]. Query heads share key heads in consecutive groups."""
+        batch, new, heads, head_dim = q.shape
+        length, kv_heads = k.shape[1], k.shape[2]
+        group = (batch, kv_heads, heads // kv_heads, length, head_dim)
+        k = k.transpose(1, 2)[:, :, None].expand(group).flatten(1, 2)
+        v = v.transpose(1, 2)[:, :, None].expand(group).flatten(1, 2)
+        scores = q.transpose(1, 2) @ k.transpose(-2, -1) * head_dim**-0.5
+        hidden_keys = torch.arange(length) > positions[:, None]
+        weights = scores.masked_fill(hidden_keys, float("-inf")).softmax(dim=-1)
+        return (weights @ v).transpose(1, 2).reshape(batch, new, heads * head_dim)

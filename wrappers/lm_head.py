@@ -1,0 +1,17 @@
+"""The end of a decoder: last norm, and the projection to the vocabulary."""
+
+from torch import Tensor, nn
+
+
+class LmHead(nn.Module):
+    """A model's `norm` and `lm_head`."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.norm = model.norm
+        self.lm_head = model.lm_head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, S, hidden] -> logits [B, S, vocabulary]."""
+        logits: Tensor = self.lm_head(self.norm(hidden))
+        return logits

@@ -1,0 +1,28 @@
+"""The front of a decoder layer: norm, query, key and value projections, rotary embedding."""
+
+from torch import Tensor, nn
+
+from mmpack.wrappers.rotary import rotate
+
+
+class QkvProj(nn.Module):
+    """A layer's `input_layernorm` and `self_attn.{q,k,v}_proj`. Heads are counted from the
+    projections' sizes."""
+
+    def __init__(self, layer: nn.Module, head_dim: int) -> None:
+        super().__init__()
+        self.norm = layer.input_layernorm
+        self.q_proj = layer.self_attn.q_proj
+        self.k_proj = layer.self_attn.k_proj
+        self.v_proj = layer.self_attn.v_proj
+        self.head_dim = head_dim
+
+    def forward(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, S, hidden], [S, head_dim] twice -> q [B, S, heads, head_dim], and k and v
+        [B, S, kv_heads, head_dim]."""
+        x = self.norm(hidden)
+        q, k, v = (
+            projection(x).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
