@@ -25,7 +25,11 @@ CACHE = click.option(
     help="Folder of compiled methods. Default: $MMPACK_CACHE, or mmpack in the user's cache.",
 )
 JOBS = click.option(
-    "--jobs", "-j", type=click.IntRange(min=1), default=1, show_default=True,
+    "--jobs",
+    "-j",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
     help="Methods compiled at once, each in its own process.",
 )
 
@@ -51,12 +55,19 @@ def main() -> None:
 
 @main.command()
 @SPEC
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
-              help="Where the program goes. Default: the spec's name with .pte, here.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the program goes. Default: the spec's name with .pte, here.",
+)
 @JOBS
 @CACHE
-@click.option("--no-verify", is_flag=True,
-              help="Do not compare with eager PyTorch. The program's manifest will say so.")
+@click.option(
+    "--no-verify",
+    is_flag=True,
+    help="Do not compare with eager PyTorch. The program's manifest will say so.",
+)
 def build(spec: Path, output: Path | None, jobs: int, cache: Path | None, no_verify: bool) -> None:
     """Build the program that SPEC describes."""
     from rich.console import Console
@@ -67,9 +78,7 @@ def build(spec: Path, output: Path | None, jobs: int, cache: Path | None, no_ver
 
     console = Console()
     with Display(console) as display:
-        report = build(
-            spec, output, jobs=jobs, verify=not no_verify, cache=cache, progress=display
-        )
+        report = build(spec, output, jobs=jobs, verify=not no_verify, cache=cache, progress=display)
     console.print(build_table(report))
     click.echo(build_summary(report))
 
@@ -101,10 +110,19 @@ def inspect(program: Path, as_json: bool) -> None:
 @PROGRAM
 @click.argument("method")
 @click.argument("inputs", nargs=-1, metavar="[NAME=VALUE]...")
-@click.option("--dim", "dims", multiple=True, metavar="NAME=SIZE",
-              help="Size of a dynamic dim, for random inputs.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write the outputs to a .safetensors file.")
+@click.option(
+    "--dim",
+    "dims",
+    multiple=True,
+    metavar="NAME=SIZE",
+    help="Size of a dynamic dim, for random inputs.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the outputs to a .safetensors file.",
+)
 def run(
     program: Path, method: str, inputs: Sequence[str], dims: Sequence[str], output: Path | None
 ) -> None:
@@ -135,15 +153,16 @@ def verify(program: Path, spec: Path) -> None:
 
 
 @main.command()
-@click.argument("inputs", nargs=-1, required=True,
-                type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("inputs", nargs=-1, required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path))
 @click.option("--rename", multiple=True, metavar="[FILE:]OLD=NEW", help="Rename a method.")
-@click.option("--share", multiple=True, metavar="BUFFER",
-              help="Make same-named state buffers of several files one memory.")
-def link(
-    inputs: Sequence[Path], output: Path, rename: Sequence[str], share: Sequence[str]
-) -> None:
+@click.option(
+    "--share",
+    multiple=True,
+    metavar="BUFFER",
+    help="Make same-named state buffers of several files one memory.",
+)
+def link(inputs: Sequence[Path], output: Path, rename: Sequence[str], share: Sequence[str]) -> None:
     """Link any ExecuTorch programs into one."""
     from mmpack.multimethod.link import link
     from mmpack.multimethod.report.tables import size
@@ -167,8 +186,13 @@ def doctor() -> None:
 
 
 @main.command()
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
-              default=Path("adder.pte"), show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("adder.pte"),
+    show_default=True,
+)
 @JOBS
 @CACHE
 @click.argument("sum_", metavar="[SUM]", default="123+989")

@@ -1,6 +1,6 @@
 """spec.yaml -> model.pte: the driver that walks the stages in their order.
 
-    check -> units -> compile (cached, in worker processes) -> link -> verify -> move into place
+check -> units -> compile (cached, in worker processes) -> link -> verify -> move into place
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import cattrs
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
 
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.fingerprint import hash_file
@@ -22,9 +21,11 @@ from mmpack.multimethod.compile.unit import Unit, make_units
 from mmpack.multimethod.errors import OutputError
 from mmpack.multimethod.flow.plan import make_plan
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
+from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile, load_spec
+from mmpack.multimethod.spec.records import FlowSpec
 from mmpack.multimethod.verify import Checked, Verified, verify_program
 from mmpack.multimethod.versions import installed
 
@@ -88,8 +89,8 @@ def build(
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     state = decide(spec_file, {name: f.touched for name, f in facts.items()})
-    for name, flow in spec_file.spec.flow.items():  # every edge, before anything is compiled
-        make_plan(name, flow.cut, spec_file.steps[name], flow.outputs, flow.reference, signatures)
+    for name, flow in _flows(spec_file).items():  # every edge, before anything is compiled
+        make_plan(name, flow, signatures)
     objects = compiler.compile_all(state, jobs)
     parts = _Parts(spec_file, units, signatures, objects, state)
 
@@ -118,6 +119,14 @@ def build(
     )
 
 
+def _flows(spec_file: SpecFile) -> dict[str, FlowSpec]:
+    """The spec's flows with their steps expanded."""
+    return {
+        name: evolve(flow, steps=spec_file.steps[name])
+        for name, flow in spec_file.spec.flow.items()
+    }
+
+
 @frozen(eq=False)
 class _Parts:
     """What a program is put together from."""
@@ -134,7 +143,7 @@ def _link(parts: _Parts, verified: Verified | None, output: Path) -> LinkReport:
     manifest = Manifest(
         mmpack=installed("mmpack") or "0",
         methods={name: _record(parts, name, verified) for name in parts.units},
-        flow=cattrs.unstructure(spec.flow),
+        flow=PLAIN.unstructure(_flows(parts.spec_file)),
         provenance={
             "spec": parts.spec_file.path.name,
             "spec_sha256": hash_file(parts.spec_file.path),
@@ -171,9 +180,7 @@ def _record(parts: _Parts, name: str, verified: Verified | None) -> MethodRecord
     )
 
 
-def _row(
-    parts: _Parts, name: str, report: LinkReport, verified: Verified | None
-) -> MethodReport:
+def _row(parts: _Parts, name: str, report: LinkReport, verified: Verified | None) -> MethodReport:
     figures = parts.objects.by_name[name].figures
     return MethodReport(
         signature=parts.signatures[name],

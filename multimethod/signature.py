@@ -3,10 +3,10 @@
     >>> kv = Dim("kv", 32, 512, 32)
     >>> chunk = Dim("chunk", 32, 32)
     >>> q = ValueSpec("q", "float32", (1, "chunk", 96))
-    >>> k = ValueSpec("k", "float32", (1, "kv", 32))
-    >>> print(Signature("attention", (q, k), (ValueSpec("mixed", "float32", (1, 32, 96)),),
-    ...                 {"kv": kv, "chunk": chunk}))
-    attention(q: float32[1, chunk=32, 96], k: float32[1, kv=32..512:32, 32]) -> (mixed: float32[1, 32, 96])
+    >>> k = ValueSpec("k", "float32", (1, "kv", 2))
+    >>> out = ValueSpec("out", "float32", (1, 32, 96))
+    >>> print(Signature("attn", (q, k), (out,), {"kv": kv, "chunk": chunk}))
+    attn(q: float32[1, chunk=32, 96], k: float32[1, kv=32..512:32, 2]) -> (out: float32[1, 32, 96])
 
 A signature is plain data, without torch: the spec makes it, the manifest carries it inside the
 program, and the runtime enforces it before every call.
@@ -81,7 +81,7 @@ class ValueSpec:
     def show(self, dims: Mapping[str, Dim]) -> str:
         if self.shape is None:
             return f"{self.name}: {self.dtype}"
-        sizes = ", ".join(str(dims[s]) if s in dims else str(s) for s in self.shape)
+        sizes = ", ".join(str(dims.get(str(size), size)) for size in self.shape)
         return f"{self.name}: {self.dtype}[{sizes}]"
 
 

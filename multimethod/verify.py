@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -200,7 +201,7 @@ def verify_flow(
     length = max(2 * plan.size + plan.size // 2, 3)
     length = min([length, *(cache.dim.max for cache in plan.caches.values())])
     generator = torch.Generator().manual_seed(1)
-    inputs = {}
+    inputs: dict[str, Any] = {}
     for name, cut in plan.cuts.items():
         shape = [length if a == cut.axis else int(s) for a, s in enumerate(cut.value.shape or ())]
         inputs[name] = random_tensor(cut.value.dtype, tuple(shape), ranges.get(name), generator)
@@ -222,7 +223,8 @@ def verify_flow(
 def combinations(dims: Mapping[str, Dim]) -> list[dict[str, int]]:
     """The sizes to try: every dim at its minimum, a middle and its maximum."""
     samples = {name: dim.samples() for name, dim in dims.items()}
-    every = [dict(zip(samples, sizes, strict=True)) for sizes in itertools.product(*samples.values())]
+    products = itertools.product(*samples.values())
+    every = [dict(zip(samples, sizes, strict=True)) for sizes in products]
     if len(every) <= MOST_COMBINATIONS:
         return every
     middle = {name: s[len(s) // 2] for name, s in samples.items()}
@@ -253,4 +255,3 @@ def difference(expected: torch.Tensor, got: torch.Tensor) -> float:
     if not e.numel():
         return 0.0
     return float((e - g).abs().max() / max(1.0, float(e.abs().max())))
-

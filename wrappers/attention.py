@@ -26,4 +26,5 @@ class Attention(nn.Module):
         scores = q.transpose(1, 2) @ k.transpose(-2, -1) * head_dim**-0.5
         hidden_keys = torch.arange(length) > positions[:, None]
         weights = scores.masked_fill(hidden_keys, float("-inf")).softmax(dim=-1)
-        return (weights @ v).transpose(1, 2).reshape(batch, new, heads * head_dim)
+        mixed: Tensor = weights @ v
+        return mixed.transpose(1, 2).reshape(batch, new, heads * head_dim)

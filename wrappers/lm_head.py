@@ -1,12 +1,14 @@
 """The end of a decoder: last norm, and the projection to the vocabulary."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
 class LmHead(nn.Module):
     """A model's `norm` and `lm_head`."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.norm = model.norm
         self.lm_head = model.lm_head

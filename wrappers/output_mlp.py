@@ -1,12 +1,14 @@
 """The back of a decoder layer: output projection, norm, MLP, and both residual additions."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 
 class OutputMlp(nn.Module):
     """A layer's `self_attn.o_proj`, `post_attention_layernorm` and `mlp`."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.o_proj = layer.self_attn.o_proj
         self.norm = layer.post_attention_layernorm

@@ -1,5 +1,7 @@
 """The front of a decoder layer: norm, query, key and value projections, rotary embedding."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from mmpack.wrappers.rotary import rotate
@@ -9,7 +11,7 @@ class QkvProj(nn.Module):
     """A layer's `input_layernorm` and `self_attn.{q,k,v}_proj`. Heads are counted from the
     projections' sizes."""
 
-    def __init__(self, layer: nn.Module, head_dim: int) -> None:
+    def __init__(self, layer: Any, head_dim: int) -> None:
         super().__init__()
         self.norm = layer.input_layernorm
         self.q_proj = layer.self_attn.q_proj

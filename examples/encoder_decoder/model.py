@@ -9,7 +9,8 @@ class EncoderDecoder(nn.Module):
 
     def __init__(self, width: int = 256) -> None:
         super().__init__()
-        self.mix = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        wide = 4 * width
+        self.mix = nn.Sequential(nn.Linear(width, wide), nn.GELU(), nn.Linear(wide, width))
         self.out = nn.Linear(width, width)
 
     def encode(self, source: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import sympy
 import torch
 from attrs import frozen
 from torch.export import Dim as TorchDim
@@ -67,10 +68,11 @@ def export(unit: Unit, names: Mapping[int, str]) -> Exported:
         for name, buffer in unit.module.named_buffers():
             buffer.copy_(buffers[name])
     _require_dynamic(unit, program)
-    signature = Signature(
-        unit.name, unit.inputs, _outputs(unit, program, result), dict(unit.dims)
-    )
+    signature = Signature(unit.name, unit.inputs, _outputs(unit, program, result), dict(unit.dims))
     _rename(unit, program, names)
+    for key in [key for key in program.range_constraints if not key.is_Symbol]:
+        # The range of "32*s0", beside that of s0: torch.export.load takes it for a symbol.
+        del program.range_constraints[key]
     mutated = frozenset(program.graph_signature.buffers_to_mutate.values())
     read = frozenset(program.graph_signature.inputs_to_buffers.values()) - mutated
     return Exported(program, signature, mutated, read)
@@ -91,9 +93,7 @@ def mark_as_state(program: ExportedProgram, buffers: frozenset[str]) -> None:
             output.args = ((placeholders[spec.arg.name], *output.args[0]),)  # type: ignore[misc]
             program.graph_signature.output_specs.insert(
                 0,
-                OutputSpec(
-                    OutputKind.BUFFER_MUTATION, TensorArgument(spec.arg.name), spec.target
-                ),
+                OutputSpec(OutputKind.BUFFER_MUTATION, TensorArgument(spec.arg.name), spec.target),
             )
     program.graph_module.recompile()
 
@@ -117,11 +117,11 @@ def _require_dynamic(unit: Unit, program: ExportedProgram) -> None:
                     f"{unit.name}: dim {name!r} of input {value.name!r} became the fixed size "
                     f"{size} in torch.export; the module computes with its number"
                 )
-            low, high = (
-                int(size.node.shape_env.bound_sympy(size.node.expr).lower),
-                int(size.node.shape_env.bound_sympy(size.node.expr).upper),
-            )
-            if low > max(dim.min, 2) or high < dim.max:
+            bounds = size.node.shape_env.bound_sympy(size.node.expr)
+            low, high = int(bounds.lower), int(bounds.upper)
+            # torch.export reasons about sizes of two and more, and its programs work for one too;
+            # verification runs the minimum itself.
+            if low > max(dim.min, 2 * dim.step) or high < dim.max:
                 raise CompileError(
                     f"{unit.name}: the module admits {name!r} only from {low} to {high}, the spec "
                     f"says {dim.min} to {dim.max}"
@@ -171,8 +171,6 @@ def _names_of(result: Any, count: int) -> tuple[str, ...]:
 
 def _dims_of_symbols(unit: Unit, program: ExportedProgram) -> dict[Any, Any]:
     """torch's symbol -> expression in the spec's dims (a stepped dim is a multiple of one)."""
-    import sympy
-
     back: dict[Any, Any] = {}
     for value, shape in zip(unit.inputs, _user_input_shapes(program), strict=True):
         for name, size in zip(value.shape or (), shape, strict=True):
@@ -184,8 +182,6 @@ def _dims_of_symbols(unit: Unit, program: ExportedProgram) -> dict[Any, Any]:
 
 
 def _in_dims(size: Any, back: Mapping[Any, Any]) -> int | str:
-    import sympy
-
     expression = sympy.simplify(size.node.expr.subs(back))
     return int(expression) if expression.is_Integer else str(expression)
 

@@ -26,8 +26,8 @@ from torch import nn
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.versions import installed
 
-OWN_CODE = ("compile", "targets")
-"""Rooms of mmpack whose code decides what an object looks like."""
+OWN_CODE = ("compile/export.py", "compile/lower.py", "compile/unit.py", "targets/*.py")
+"""The files of mmpack that decide what an object looks like."""
 
 
 class Fingerprints:
@@ -79,7 +79,7 @@ def hash_tensor(tensor: torch.Tensor) -> str:
     flat = tensor.detach().contiguous().reshape(-1)
     state = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
     if flat.numel():
-        state.update(memoryview(flat.view(torch.uint8).numpy()))
+        state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 
@@ -156,6 +156,8 @@ def _is_foundation(name: str, path: str) -> bool:
     """Python's own library, and packages whose version is hashed instead."""
     if name.partition(".")[0] in ("torch", "executorch", "numpy"):
         return True
+    if name.startswith("mmpack.multimethod"):
+        return True  # see OWN_CODE
     return path.startswith(sysconfig.get_paths()["stdlib"]) and not _is_installed(path)
 
 
@@ -177,7 +179,7 @@ def hash_file(path: str | Path) -> str:
 @cache
 def _versions() -> dict[str, Any]:
     here = Path(__file__).parent.parent
-    own = [path for room in OWN_CODE for path in sorted((here / room).glob("*.py"))]
+    own = [path for pattern in OWN_CODE for path in sorted(here.glob(pattern))]
     return {
         "python": list(sys.version_info[:2]),
         "torch": torch.__version__,

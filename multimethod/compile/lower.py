@@ -118,6 +118,7 @@ def _operators(graph_module: GraphModule) -> list[str]:
     return [
         node.target.name()
         for node in graph_module.graph.nodes
-        if node.op == "call_function" and hasattr(node.target, "_schema")
+        if node.op == "call_function"
+        and hasattr(node.target, "_schema")
         and not node.target.name().startswith("executorch::")
     ]

@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from torch import nn
 
 from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.spec import SpecFile
+from mmpack.multimethod.spec.mistakes import Keys
 from mmpack.multimethod.spec.records import MethodSpec
 
 
@@ -32,11 +32,17 @@ def load_model(spec_file: SpecFile) -> nn.Module:
     try:
         model = factory(**model_spec.args)
     except Exception as error:
-        raise model_error(spec_file, ("model", "factory"), f"calling {model_spec.factory} failed: "
-                  f"{type(error).__name__}: {error}") from error
+        raise model_error(
+            spec_file,
+            ("model", "factory"),
+            f"calling {model_spec.factory} failed: {type(error).__name__}: {error}",
+        ) from error
     if not isinstance(model, nn.Module):
-        raise model_error(spec_file, ("model", "factory"), f"{model_spec.factory} returned "
-                  f"{type(model).__name__}, expected a torch.nn.Module")
+        raise model_error(
+            spec_file,
+            ("model", "factory"),
+            f"{model_spec.factory} returned {type(model).__name__}, expected a torch.nn.Module",
+        )
     if model_spec.weights is not None:
         _load_weights(spec_file, model, spec_file.folder / model_spec.weights)
     return model.eval().requires_grad_(False)
@@ -50,9 +56,11 @@ def submodule(spec_file: SpecFile, model: nn.Module, method: str, spec: MethodSp
         return model.get_submodule(spec.module)
     except AttributeError as error:
         known = [name for name, _ in model.named_modules() if name]
-        raise model_error(spec_file, ("methods", method, "module"),
-                  f"the model has no module {spec.module!r};{nearest(spec.module, known)}"
-                  ) from error
+        raise model_error(
+            spec_file,
+            ("methods", method, "module"),
+            f"the model has no module {spec.module!r};{nearest(spec.module, known)}",
+        ) from error
 
 
 def wrapper_class(spec_file: SpecFile, method: str, reference: str) -> Callable[..., nn.Module]:
@@ -63,7 +71,7 @@ def wrapper_class(spec_file: SpecFile, method: str, reference: str) -> Callable[
     return package.find(reference)  # type: ignore[no-any-return]
 
 
-def resolve(spec_file: SpecFile, reference: str, where: tuple[str, ...]) -> Callable[..., Any]:
+def resolve(spec_file: SpecFile, reference: str, where: Keys) -> Callable[..., Any]:
     """The callable behind `package.module:name` or `file.py:name` (relative to the spec)."""
     place, _, name = reference.partition(":")
     try:
@@ -73,15 +81,17 @@ def resolve(spec_file: SpecFile, reference: str, where: tuple[str, ...]) -> Call
             else:
                 module = importlib.import_module(place)
     except Exception as error:
-        raise model_error(spec_file, where, f"importing {place} failed: {type(error).__name__}: {error}"
-                  ) from error
+        message = f"importing {place} failed: {type(error).__name__}: {error}"
+        raise model_error(spec_file, where, message) from error
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            raise model_error(spec_file, where, f"{place} has no {name!r};{nearest(name, dir(module))}")
+            message = f"{place} has no {name!r};{nearest(name, dir(module))}"
+            raise model_error(spec_file, where, message)
         found = getattr(found, part)
     if not callable(found):
-        raise model_error(spec_file, where, f"{reference} is a {type(found).__name__}, not a callable")
+        message = f"{reference} is a {type(found).__name__}, not a callable"
+        raise model_error(spec_file, where, message)
     return found  # type: ignore[no-any-return]
 
 
@@ -103,8 +113,9 @@ def _load_weights(spec_file: SpecFile, model: nn.Module, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise model_error(spec_file, where, f"{path} cannot be read: {error}") from error
     wanted = model.state_dict()
-    problems = [f"missing key {key!r};{nearest(key, weights)}" for key in wanted.keys() - weights]
-    problems += [f"unexpected key {key!r};{nearest(key, wanted)}" for key in weights.keys() - wanted]
+    missing, unexpected = wanted.keys() - weights, weights.keys() - wanted
+    problems = [f"missing key {key!r};{nearest(key, weights)}" for key in missing]
+    problems += [f"unexpected key {key!r};{nearest(key, wanted)}" for key in unexpected]
     problems += [
         f"{key!r} has shape {list(weights[key].shape)}, the model wants {list(tensor.shape)}"
         for key, tensor in wanted.items()
@@ -153,5 +164,5 @@ def forward_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
     return tuple(p.name for p in parameters)
 
 
-def model_error(spec_file: SpecFile, where: tuple[str, ...], message: str) -> ModelError:
+def model_error(spec_file: SpecFile, where: Keys, message: str) -> ModelError:
     return ModelError(str(spec_file.mistake(where, message)))

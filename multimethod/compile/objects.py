@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cattrs.preconf.json import make_converter
 import torch
 from attrs import frozen
 
@@ -21,11 +20,9 @@ from mmpack.multimethod.compile.pool import Answer, Job, run_jobs
 from mmpack.multimethod.compile.state import State, Touched
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.errors import CompileError, OutputError
+from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
-
-_FACTS = make_converter()
-_FACTS.register_structure_hook(int | str, lambda value, _: value)
 
 
 @frozen
@@ -66,11 +63,11 @@ class Compiler:
             self._progress.start(name)
             known = self._store.facts(self._prints[name])
             if known is not None:
-                facts[name] = _FACTS.structure(known, Facts)
+                facts[name] = PLAIN.structure(known, Facts)
             else:
                 made = self._exported[name] = export(unit, self._names)
                 facts[name] = Facts(made.signature, Touched(made.mutated, made.read))
-                self._store.put_facts(self._prints[name], _FACTS.unstructure(facts[name]))
+                self._store.put_facts(self._prints[name], PLAIN.unstructure(facts[name]))
             self._progress.done(name, "cached" if known is not None else "")
         return facts
 

@@ -6,6 +6,7 @@ the inputs named, typed and shaped.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,12 +16,12 @@ from torch import nn
 
 from mmpack.multimethod.compile.capture import Captured, capture
 from mmpack.multimethod.compile.model import (
-    model_error,
     forward_names,
+    model_error,
     submodule,
     wrapper_class,
 )
-from mmpack.multimethod.errors import ModelError, nearest
+from mmpack.multimethod.errors import nearest
 from mmpack.multimethod.signature import Dim, ValueSpec
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
@@ -131,8 +132,6 @@ def _wrapped(
 def _check_names(
     spec_file: SpecFile, name: str, title: str, function: Callable[..., Any], inputs: list[str]
 ) -> None:
-    import inspect
-
     parameters = inspect.signature(function).parameters
     for given in inputs:
         if given not in parameters:
@@ -191,7 +190,8 @@ def _named_axes(
     for axis, dim in axes.items():
         where = ("methods", method, "axes", value.name)
         if not -len(shape) <= axis < len(shape):
-            raise model_error(spec_file, where, f"{value.name!r} has {len(shape)} axes, there is no {axis}")
+            message = f"{value.name!r} has {len(shape)} axes, there is no axis {axis}"
+            raise model_error(spec_file, where, message)
         size = shape[axis]
         if not (isinstance(size, int) and spec_file.spec.dims[dim].admits(size)):
             raise model_error(
@@ -202,8 +202,3 @@ def _named_axes(
             )
         shape[axis] = dim
     return tuple(shape)
-
-
-def unknown_method(name: str, units: Mapping[str, Unit]) -> ModelError:
-    """The error for a method name that the spec does not have."""
-    return ModelError(f"the spec has no method {name!r};{nearest(name, units)}")

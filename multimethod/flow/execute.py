@@ -1,9 +1,9 @@
 """A plan run serially: the input cut in pieces, each piece through all steps, caches grown.
 
-    prefill, decode = program.flow("prefill"), program.flow("decode")
-    context = Context()
-    logits = prefill.run(tokens, context=context).logits
-    logits = decode.run(next_token, context=context).logits   # goes on where prefill stopped
+prefill, decode = program.flow("prefill"), program.flow("decode")
+context = Context()
+logits = prefill.run(tokens, context=context).logits
+logits = decode.run(next_token, context=context).logits   # goes on where prefill stopped
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from attrs import define, field
+from torch import Tensor
 
 from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.flow.plan import POSITIONS, CacheSpec, Cut, Plan
@@ -25,7 +26,7 @@ class Context:
     caches, each with room for its dim's maximum. A new context is a new conversation."""
 
     position: int = 0
-    caches: dict[str, torch.Tensor] = field(factory=dict)
+    caches: dict[str, Tensor] = field(factory=dict)
 
 
 class Flow:
@@ -34,9 +35,9 @@ class Flow:
     def __init__(self, plan: Plan, methods: Methods) -> None:
         self.plan = plan
         self._methods = methods
-        self._result = namedtuple(f"{plan.name}_outputs", list(plan.joins))  # type: ignore[misc]  # noqa: PYI024
+        self._result = namedtuple(f"{plan.name}_outputs", list(plan.joins))  # type: ignore[misc]
 
-    def run(self, *args: torch.Tensor, context: Context | None = None, **kwargs: torch.Tensor) -> Any:
+    def run(self, *args: Tensor, context: Context | None = None, **kwargs: Tensor) -> Any:
         """Run the flow on whole inputs, of any length that its caches have room for.
 
         Returns a named tuple of its outputs, each as long as the input along the axis that it is
@@ -48,12 +49,11 @@ class Flow:
         inputs = self._bind(args, kwargs)
         length = self._length(inputs)
         self._require_room(context, length)
-        pieces: dict[str, list[torch.Tensor]] = {name: [] for name in self.plan.joins}
+        pieces: dict[str, list[Tensor]] = {name: [] for name in self.plan.joins}
         for start in range(0, length, self.plan.size):
             rows = min(self.plan.size, length - start)
             given = {
-                name: _piece(inputs[name], cut, start, rows)
-                for name, cut in self.plan.cuts.items()
+                name: _piece(inputs[name], cut, start, rows) for name, cut in self.plan.cuts.items()
             }
             values = self._run_piece(given, rows, context)
             context.position += rows
@@ -64,8 +64,8 @@ class Flow:
         )
 
     def _run_piece(
-        self, values: dict[str, torch.Tensor], rows: int, context: Context
-    ) -> dict[str, torch.Tensor]:
+        self, values: dict[str, Tensor], rows: int, context: Context
+    ) -> dict[str, Tensor]:
         """One piece through all steps. Padded rows repeat the position of the last real one, so
         that no table is indexed beyond what the caller asked for."""
         first = context.position
@@ -85,20 +85,18 @@ class Flow:
                 values[name] = getattr(result, output)
         return values
 
-    def _append(self, name: str, piece: torch.Tensor, rows: int, context: Context) -> None:
+    def _append(self, name: str, piece: Tensor, rows: int, context: Context) -> None:
         spec = self.plan.caches[name]
         cache = _storage(name, spec, piece.dtype, context)
         cache.narrow(spec.axis, context.position, rows).copy_(piece.narrow(spec.axis, 0, rows))
 
-    def _cached(self, name: str, length: int, context: Context) -> torch.Tensor:
+    def _cached(self, name: str, length: int, context: Context) -> Tensor:
         spec = self.plan.caches[name]
         step = spec.dim.step
         shown = max(-(-length // step) * step, spec.dim.min)
         return context.caches[name].narrow(spec.axis, 0, shown)
 
-    def _bind(
-        self, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]
-    ) -> dict[str, torch.Tensor]:
+    def _bind(self, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
         names = list(self.plan.cuts)
         if len(args) > len(names):
             raise self._error(f"takes {len(names)} inputs, got {len(args)}")
@@ -110,7 +108,7 @@ class Flow:
             raise self._error(f"needs {', '.join(map(repr, missing))}")
         return bound
 
-    def _length(self, inputs: dict[str, torch.Tensor]) -> int:
+    def _length(self, inputs: dict[str, Tensor]) -> int:
         """How many rows the inputs have along the axis that they are cut along."""
         lengths = {}
         for name, cut in self.plan.cuts.items():
@@ -137,7 +135,7 @@ class Flow:
         return FlowError(f"flow {self.plan.name!r}: {message}")
 
 
-def _piece(whole: torch.Tensor, cut: Cut, start: int, rows: int) -> torch.Tensor:
+def _piece(whole: Tensor, cut: Cut, start: int, rows: int) -> Tensor:
     piece = whole.narrow(cut.axis, start, rows)
     if rows == cut.size:
         return piece
@@ -148,7 +146,7 @@ def _piece(whole: torch.Tensor, cut: Cut, start: int, rows: int) -> torch.Tensor
     return padded
 
 
-def _storage(name: str, spec: CacheSpec, dtype: torch.dtype, context: Context) -> torch.Tensor:
+def _storage(name: str, spec: CacheSpec, dtype: torch.dtype, context: Context) -> Tensor:
     """The memory of a cache, allocated whole at its first use, so that growing copies nothing."""
     if name not in context.caches:
         shape = [

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import field, frozen
+from attrs import frozen
 
 from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
-from mmpack.multimethod.spec.records import StepSpec
+from mmpack.multimethod.spec.records import FlowSpec, StepSpec
 
 POSITIONS = "positions"
 """What every flow provides: the running index of each row of the piece at hand, int64."""
@@ -39,8 +39,8 @@ class CacheSpec:
 
 @frozen
 class Step:
-    """One call: `inputs` as (input name, name in the flow), `outputs` the other way round for the
-    caller's convenience: (output name, name in the flow), `appends` as (output name, cache)."""
+    """One call: `inputs` as (input name, name in the flow), `outputs` as (output name, name in the
+    flow), `appends` as (output name, cache)."""
 
     method: str
     inputs: tuple[tuple[str, str], ...]
@@ -59,20 +59,13 @@ class Plan:
     steps: tuple[Step, ...]
     joins: Mapping[str, int]
     reference: str
-    size: int = field(default=1)
+    size: int
 
 
-def make_plan(
-    name: str,
-    cut: Mapping[str, str],
-    steps: tuple[StepSpec, ...],
-    outputs: tuple[str, ...],
-    reference: str,
-    signatures: Mapping[str, Signature],
-) -> Plan:
-    """Settle a flow whose `each` is already expanded. Raises FlowError, naming flow and step, for
+def make_plan(name: str, flow: FlowSpec, signatures: Mapping[str, Signature]) -> Plan:
+    """Settle a flow whose steps are already expanded. Raises FlowError, naming flow and step, for
     an edge whose two ends disagree, and for everything else that does not fit."""
-    return _Planner(name, dict(cut), signatures).plan(steps, outputs, reference)
+    return _Planner(name, dict(flow.cut), signatures).plan(flow)
 
 
 class _Planner:
@@ -88,24 +81,22 @@ class _Planner:
         self.appended: dict[str, tuple[str, ValueSpec]] = {}
         self.values: dict[str, tuple[str, ValueSpec]] = {}
 
-    def plan(
-        self, steps: tuple[StepSpec, ...], outputs: tuple[str, ...], reference: str
-    ) -> Plan:
+    def plan(self, flow: FlowSpec) -> Plan:
         sizes = {self.dims[d].min for d in self.cut.values() if d in self.dims}
         if len(sizes) != 1:
             raise self.error(f"its inputs are cut in pieces of different sizes: {sorted(sizes)}")
         (self.size,) = sizes
-        planned = tuple(self._step(step) for step in steps)
+        planned = tuple(self._step(step) for step in flow.steps)
         for unused in self.cut.keys() - self.cuts.keys():
             raise self.error(f"no step takes its input {unused!r}")
         for cache in self.appended.keys() - self.caches.keys():
             raise self.error(f"cache {cache!r} is appended to and never read")
         joins = {}
-        for output in outputs:
+        for output in flow.outputs:
             if output not in self.values:
                 raise self.error(f"no step gives {output!r};{nearest(output, self.values)}")
             joins[output] = self._piece_axis(*self.values[output])
-        return Plan(self.name, self.cuts, self.caches, planned, joins, reference, self.size)
+        return Plan(self.name, self.cuts, self.caches, planned, joins, flow.reference, self.size)
 
     def _step(self, step: StepSpec) -> Step:
         assert step.run is not None
@@ -157,8 +148,9 @@ class _Planner:
                 )
         else:
             known = [*self.values, *self.appended, *self.cut, POSITIONS]
-            raise self.error(f"nothing gives {source!r}, which {where} takes;"
-                             f"{nearest(source, known)}")
+            raise self.error(
+                f"nothing gives {source!r}, which {where} takes;{nearest(source, known)}"
+            )
 
     def _cache_edge(self, reader: Signature, wanted: ValueSpec, cache: str) -> None:
         giver, given = self.appended[cache]
@@ -177,8 +169,9 @@ class _Planner:
         spec = CacheSpec(wanted, differing[0], reader.dims[dim])
         before = self.caches.setdefault(cache, spec)
         if (before.axis, before.dim) != (spec.axis, spec.dim):
-            raise self.error(f"cache {cache!r} is read with different dims: "
-                             f"{before.dim} and {spec.dim}")
+            raise self.error(
+                f"cache {cache!r} is read with different dims: {before.dim} and {spec.dim}"
+            )
 
     def _sizes(self, value: ValueSpec) -> tuple[int | str, ...]:
         """The shape with fixed dims as numbers: a fixed dim and its size are the same thing."""

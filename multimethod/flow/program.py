@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-import cattrs
-
 from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.plan import make_plan
+from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.runtime import Methods
-from mmpack.multimethod.spec import expand_steps
 from mmpack.multimethod.spec.records import FlowSpec
 
 
@@ -25,10 +23,7 @@ class Program(Methods):
         signatures = {name: self.signature(name) for name in self}
         flows = {}
         for name, plain in declared.items():
-            flow = cattrs.structure(plain, FlowSpec)
-            plan = make_plan(
-                name, flow.cut, expand_steps(flow), flow.outputs, flow.reference, signatures
-            )
+            plan = make_plan(name, PLAIN.structure(plain, FlowSpec), signatures)
             flows[name] = Flow(plan, self)
         return flows
 

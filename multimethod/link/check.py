@@ -5,7 +5,8 @@
 `flatbuffer.py` has made sure that the tables can be read; here every index, offset and size in
 them is checked against what it refers to. What the runtime itself refuses is refused here too,
 only with the file, the method, the value or instruction, what was expected and what is there.
-Operators are not checked: neither that they exist here nor how many arguments they take.
+Whether operators and backends exist where the program will run is not known here; the arguments
+of ExecuTorch's own operators are (`operators.py`), and what XNNPACK's graphs refer to is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .check_plan import PlanCheck
 from .file import PteFile
 from .integrity import check_integrity
 from .schema import SubsegmentOffsets
+from .share import delegate_extents
+from .xnnpack_blob import BACKEND, check_xnnpack
 
 
 def open_program(path: str | os.PathLike[str], *, integrity: bool = True) -> PteFile:
@@ -84,6 +87,12 @@ def check_program(file: PteFile) -> None:
             inline=[data.data is not None for data in delegates],
             segments=len(segments),
         ).run()
+    for plan in file.plans:
+        extents = list(delegate_extents(file, plan))
+        for number, delegate in enumerate(plan.delegates or ()):
+            if delegate.id == BACKEND:
+                where = f"{file.path}: method {plan.name!r}: delegate {number}"
+                check_xnnpack(file, extents[number], where)
 
 
 def constant_rooms(file: PteFile) -> Sequence[int]:

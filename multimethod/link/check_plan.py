@@ -10,6 +10,7 @@ from attrs import define, field
 
 from mmpack.multimethod.errors import FormatError
 
+from .check_calls import wrong_arguments
 from .schema import (
     ELEMENT_SIZES,
     Bool,
@@ -89,6 +90,8 @@ class PlanCheck:
         for number, chain in enumerate(plan.chains):
             self.chain(f"chain {number}: " if len(plan.chains) > 1 else "", chain)
         self.fed()
+        for wrong in wrong_arguments(plan):
+            self.fail(wrong)
 
     def memory(self) -> None:
         sizes = self.plan.non_const_buffer_sizes

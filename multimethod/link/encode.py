@@ -52,7 +52,7 @@ class _Shape:
 
 
 @cache
-def _getter(table: type[Any]) -> Any:
+def _getter(table: type) -> Any:
     names = [f.name for f in fields_of(table)]
     if not names:
         return lambda _: ()

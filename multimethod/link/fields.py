@@ -1,6 +1,7 @@
 """How attrs classes map to flatbuffer tables: one `Field` per attribute, by its annotation.
 
     Annotated[int, "i"]        a number in the table, stored as struct format "i"
+    Skipped                    a string, vector or table that is there but not read
     str, bytes, Span | bytes   a string, a short [ubyte], a [ubyte] that stays in the file
     SomeClass, list[SomeClass] a table, a vector of tables
     tuple[Annotated[…], …]     a vector of numbers
@@ -19,14 +20,14 @@ from functools import cache
 import attrs
 from attrs import frozen
 
-from .schema import Span
+from .schema import Skipped, Span
 
 
 @frozen
 class Field:
     """One attribute of a table. kind: "number", "string", "bytes", "span", "table", "union",
-    "numbers" or "tables". slot: its first slot. code, size: struct format and bytes of a number
-    or of a vector's element. classes: the table, or the tables of a union."""
+    "numbers", "tables" or "skipped". slot: its first slot. code, size: struct format and bytes of
+    a number or of a vector's element. classes: the table, or the tables of a union."""
 
     name: str
     kind: str
@@ -72,6 +73,8 @@ def _field(name: str, hint: object, slot: int, default: object) -> Field:
         return Field(name, "numbers", slot, default, code, struct.calcsize("<" + code))
     if origin is list:
         return Field(name, "tables", slot, default, classes=args)
+    if only is Skipped:
+        return Field(name, "skipped", slot, default)
     if only is str:
         return Field(name, "string", slot, default, "B", 1)
     if only is bytes:

@@ -20,13 +20,14 @@ from typing import Any, NoReturn, TypeVar
 from mmpack.multimethod.errors import FormatError
 
 from .fields import Field, fields_of
-from .schema import Span
+from .schema import Skipped, Span
 
 T = TypeVar("T")
 
 MAX_TABLES = 1_000_000
 """ExecuTorch's own verifier stops at this many tables."""
 
+_SKIPPED = Skipped()
 _U32 = struct.Struct("<I")
 _I32 = struct.Struct("<i")
 
@@ -125,6 +126,7 @@ class _Reader:
             "numbers": self.numbers,
             "tables": self.tables,
             "table": self.child,
+            "skipped": lambda *_: _SKIPPED,
         }
 
     def fail(self, place: int, message: str) -> NoReturn:

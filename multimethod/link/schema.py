@@ -19,6 +19,7 @@ from attrs import define, frozen
 
 I8 = Annotated[int, "b"]
 U8 = Annotated[int, "B"]
+I16 = Annotated[int, "h"]
 I32 = Annotated[int, "i"]
 U32 = Annotated[int, "I"]
 I64 = Annotated[int, "q"]
@@ -33,6 +34,10 @@ class Span:
 
     offset: int
     size: int
+
+
+class Skipped:
+    """A vector or table that is not read: only whether it is there is known."""
 
 
 class ScalarType(IntEnum):

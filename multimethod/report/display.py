@@ -5,9 +5,16 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
+import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.progress import TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 
 class Display:
@@ -62,11 +69,8 @@ class Display:
         self._show()
         if not self._console.is_terminal and method:
             took = note or (f"{time.monotonic() - began:.1f} s" if began is not None else "")
-            self._console.print(
-                f"{self._stage} {self._count}/{self._total} {method}" + (f" ({took})" if took else ""),
-                highlight=False,
-                markup=False,
-            )
+            line = f"{self._stage} {self._count}/{self._total} {method}"
+            click.echo(line + (f" ({took})" if took else ""))
 
     def _show(self) -> None:
         if self._task is not None:

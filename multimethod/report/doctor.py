@@ -11,8 +11,18 @@ from attrs import frozen
 from mmpack.multimethod.targets import BACKENDS, Availability
 from mmpack.multimethod.versions import SUPPORTED, installed
 
-PACKAGES = ("mmpack", *SUPPORTED, "attrs", "cattrs", "click", "flatbuffers", "numpy", "rich",
-            "ruamel.yaml", "safetensors")
+PACKAGES = (
+    "mmpack",
+    *SUPPORTED,
+    "attrs",
+    "cattrs",
+    "click",
+    "flatbuffers",
+    "numpy",
+    "rich",
+    "ruamel.yaml",
+    "safetensors",
+)
 
 
 @frozen

@@ -1,7 +1,7 @@
 """What is in a `.pte`, read from the file alone: nothing is executed, torch is not imported.
 
-    print(inspect("model.pte"))
-    inspect("model.pte").as_dict()["methods"]["attention"]["left"]
+print(inspect("model.pte"))
+inspect("model.pte").as_dict()["methods"]["attention"]["left"]
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _view(
     for delegate in plan.delegates or ():
         delegates[delegate.id or ""] += 1
     return MethodView(
-        signature=record.signature if record else foreign_signature(file.program, name),
+        signature=record.signature if record else foreign_signature(file, name),
         target=record.target if record else None,
         delegates=dict(delegates),
         left=dict(kernels),
@@ -158,13 +158,19 @@ def _lines(seen: Inspection) -> list[str]:
     for record in seen.state:
         kind = "shared by" if record["shared"] else "private to"
         shape = ", ".join(map(str, record["shape"]))
-        lines += ["", f"state {record['name']}: {record['dtype']}[{shape}], "
-                      f"{kind} {', '.join(record['methods'])}"]
+        lines += [
+            "",
+            f"state {record['name']}: {record['dtype']}[{shape}], "
+            f"{kind} {', '.join(record['methods'])}",
+        ]
     if seen.flow:
         lines += ["", "flows: " + ", ".join(seen.flow)]
     blobs = sum(seen.named.values())
-    lines += ["", f"constant data {size(seen.constant_data)}, named data {size(blobs)} in "
-                  f"{len(seen.named)} blobs, {size(seen.shared)} saved by sharing"]
+    lines += [
+        "",
+        f"constant data {size(seen.constant_data)}, named data {size(blobs)} in "
+        f"{len(seen.named)} blobs, {size(seen.shared)} saved by sharing",
+    ]
     lines += [f"  {key}: {value}" for key, value in seen.provenance.items() if key != "mmpack"]
     lines.append(
         "the checksum is right" if seen.checksum else "no checksum: mmpack did not make this file"

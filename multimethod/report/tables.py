@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
+from mmpack.multimethod.signature import ValueSpec
+
 if TYPE_CHECKING:
     from mmpack.multimethod.build import BuildReport
     from mmpack.multimethod.verify import Checked
@@ -19,7 +21,7 @@ def build_table(report: BuildReport) -> Table:
     for title in ("delegated", "size", "max error"):
         table.add_column(title, justify="right", no_wrap=True)
     for method in report.methods:
-        inputs = ", ".join(v.show(method.signature.dims) for v in method.signature.inputs)
+        inputs = ", ".join(_input(value) for value in method.signature.inputs)
         share = f"{method.delegated / method.operators:.0%}" if method.operators else "–"
         table.add_row(
             escape(method.signature.method),
@@ -32,11 +34,24 @@ def build_table(report: BuildReport) -> Table:
     return table
 
 
+def _input(value: ValueSpec) -> str:
+    """`hidden [1, chunk, 96]`; the dtype only where it is not float32."""
+    dtype = "" if value.dtype == "float32" else f"{value.dtype} "
+    return f"{value.name} {dtype}[{', '.join(map(str, value.shape or ()))}]"
+
+
+def dims_line(report: BuildReport) -> str:
+    """The dims that the table's inputs name, with their sizes."""
+    dims = {name: dim for m in report.methods for name, dim in m.signature.dims.items()}
+    return "dims: " + ", ".join(map(str, dims.values())) if dims else ""
+
+
 def checked_table(checked: Iterable[Checked]) -> Table:
     """One row a method or flow: error, what is allowed, where the error was largest."""
     table = _table("checked", "max error", "allowed", "at")
     for row in checked:
-        table.add_row(escape(row.name), f"{row.error:.1e}", f"{row.tolerance:.0e}", escape(row.where))
+        error, allowed = f"{row.error:.1e}", f"{row.tolerance:.0e}"
+        table.add_row(escape(row.name), error, allowed, escape(row.where))
     return table
 
 
@@ -46,9 +61,11 @@ def build_summary(report: BuildReport) -> str:
     compiled = (
         "nothing was compiled: every method was in the cache"
         if report.compiled == 0
-        else f"{report.compiled} of {total} methods compiled, {total - report.compiled} from the cache"
+        else f"{report.compiled} of {total} methods compiled, the rest taken from the cache"
     )
-    lines = [
+    dims = dims_line(report)
+    lines = [dims] if dims else []
+    lines += [
         f"{report.output}: {total} methods, {size(report.link.size)}, "
         f"{size(report.link.saved)} saved by sharing",
         compiled,

@@ -110,9 +110,7 @@ class Arguments:
             raise self._error(f"expected {spec.dtype}, got {type(value).__name__}", spec)
         return value
 
-    def _shape(
-        self, spec: ValueSpec, shape: torch.Size, sizes: dict[str, tuple[int, str]]
-    ) -> None:
+    def _shape(self, spec: ValueSpec, shape: torch.Size, sizes: dict[str, tuple[int, str]]) -> None:
         """Rank, fixed sizes, and dims: in range, on step, and the same in all inputs. `sizes` is
         what the inputs before this one said: dim -> size and input."""
         assert spec.shape is not None

@@ -1,8 +1,8 @@
 """A program on disk -> its methods, called by name.
 
-    methods = Methods.load("model.pte")
-    q, k, v = methods.run_method("qkv_proj", hidden)
-    print(methods.signature("attention"))
+methods = Methods.load("model.pte")
+q, k, v = methods.run_method("qkv_proj", hidden)
+print(methods.signature("attention"))
 """
 
 from __future__ import annotations
@@ -105,9 +105,7 @@ class Methods:
                 name = plan.name or ""
                 record = manifest.methods.get(name) if manifest is not None else None
                 signatures[name] = (
-                    record.signature
-                    if record is not None
-                    else foreign_signature(file.program, name)
+                    record.signature if record is not None else foreign_signature(file, name)
                 )
                 backends[name] = tuple(dict.fromkeys(d.id or "" for d in plan.delegates or ()))
         return cls(path, signatures, backends, manifest)
@@ -177,7 +175,7 @@ def _result_type(signature: Signature) -> Callable[[list[Any]], Any]:
     names = [v.name for v in signature.outputs]
     usable = all(n.isidentifier() and not keyword.iskeyword(n) for n in names)
     title = "".join(c if c.isalnum() else "_" for c in f"{signature.method}_outputs")
-    made = namedtuple(  # type: ignore[misc]  # noqa: PYI024 (the fields are known only now)
+    made = namedtuple(  # type: ignore[misc]
         title if title.isidentifier() else f"_{title}",
         names if usable else [f"out_{i}" for i in range(len(names))],
         rename=True,

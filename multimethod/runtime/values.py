@@ -1,9 +1,9 @@
 """Inputs for a method written as text, for the command line: `name=value`.
 
-    hidden=hidden.npy      an array saved by numpy
-    w=weights.safetensors[layer.weight]
-    tokens=random          test values of the right shape and dtype
-    start=3, x=[[1, 2]]    a literal
+hidden=hidden.npy      an array saved by numpy
+w=weights.safetensors[layer.weight]
+tokens=random          test values of the right shape and dtype
+start=3, x=[[1, 2]]    a literal
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def read_inputs(
     for spec in signature.inputs:
         if texts.get(spec.name) == "random":
             if spec.shape is None:
-                raise CallError(
-                    f"input {spec.name!r} is a Python {spec.dtype}; give it a literal"
-                )
+                raise CallError(f"input {spec.name!r} is a Python {spec.dtype}; give it a literal")
             shape = fill(spec.shape, chosen)
             values[spec.name] = random_tensor(spec.dtype, shape, ranges.get(spec.name), generator)
     return values
@@ -73,11 +71,10 @@ def _read(spec: ValueSpec, text: str) -> Any:
             from safetensors import safe_open
 
             with safe_open(match["path"], framework="pt") as file:
-                if match["key"] not in file.keys():  # noqa: SIM118 (it is no dict)
-                    raise CallError(
-                        f"{match['path']} has no {match['key']!r};{nearest(match['key'], file.keys())}"
-                    )
-                return file.get_tensor(match["key"])
+                key, keys = match["key"], file.keys()
+                if key not in keys:
+                    raise CallError(f"{match['path']} has no {key!r};{nearest(key, keys)}")
+                return file.get_tensor(key)
         if text.endswith(".npy"):
             return torch.from_numpy(numpy.load(Path(text), allow_pickle=False))
         literal = ast.literal_eval(text)

@@ -25,7 +25,7 @@ def agree(producer: ValueSpec, consumer: ValueSpec, dims: Dims, cache: bool = Fa
     cache: the value is appended to a cache, and the consumer reads the cache. The two then differ
     in exactly one axis, where the consumer has a dynamic dim; see `growing_axis`.
     """
-    ends = f"gives {_show(producer, dims)}, takes {_show(consumer, dims)}"
+    ends = f"gives {show(producer, dims)}, takes {show(consumer, dims)}"
     if wrong := _kind(producer, consumer):
         return f"{ends}: {wrong}"
     if cache:
@@ -52,7 +52,7 @@ def growing_axis(producer: ValueSpec, consumer: ValueSpec, dims: Dims) -> int | 
 
 def clash(one: ValueSpec, other: ValueSpec, dims: Dims) -> str | None:
     """Why no value at all can be both of these inputs, or None."""
-    ends = f"{_show(one, dims)} and {_show(other, dims)}"
+    ends = f"{show(one, dims)} and {show(other, dims)}"
     if wrong := _kind(one, other):
         return f"{ends}: {wrong}"
     pairs = zip(one.shape or (), other.shape or (), strict=True)
@@ -112,5 +112,6 @@ def _axes(axes: list[int]) -> str:
     return f"axes {', '.join(str(axis) for axis in axes)} differ"
 
 
-def _show(value: ValueSpec, dims: Dims) -> str:
+def show(value: ValueSpec, dims: Dims) -> str:
+    """A value without its name, which differs between the two ends of an edge."""
     return value.show(dims).removeprefix(f"{value.name}: ")

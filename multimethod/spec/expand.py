@@ -71,18 +71,17 @@ def expand_all(spec: Spec) -> Expansion:
     findings: list[Finding] = []
     for template, method in spec.methods.items():
         keys: Keys = ("methods", template)
-        unused = [symbol for symbol in method.each if symbol not in symbols(template)]
+        same = "is not in the method's name, so all methods would have the same name"
         wrong = [
-            Finding((*keys, "each", symbol), f"{{{symbol}}} is not in the method's name, so the"
-                    " names of the methods would be the same", at_key=True)
-            for symbol in unused
-        ]  # fmt: skip
+            Finding((*keys, "each", symbol), f"{{{symbol}}} {same}", at_key=True)
+            for symbol in method.each
+            if symbol not in symbols(template)
+        ]
         wrong += unknown_symbols(template, method.each, keys, at_key=True)
         wrong += unknown_symbols(attrs.evolve(method, each={}), method.each, keys)
         count = prod(len(values) for values in method.each.values())
         if count > MANY:
             wrong.append(Finding((*keys, "each"), f"this makes {count} methods, more than {MANY}"))
-        findings += wrong
         if not wrong:
             wrong, made = _methods(template, method, methods)
             methods |= made
@@ -125,12 +124,12 @@ def unroll(
     for number, step in enumerate(steps):
         here = (*keys, number)
         known = {**outer, **dict.fromkeys(step.each, "")}
+        again = "is already given by an outer `each`"
         wrong = [
-            Finding((*here, "each", symbol), f"{{{symbol}}} is already used by an outer `each`",
-                    at_key=True)
+            Finding((*here, "each", symbol), f"{{{symbol}}} {again}", at_key=True)
             for symbol in step.each
             if symbol in outer
-        ]  # fmt: skip
+        ]
         wrong += unknown_symbols(attrs.evolve(step, each={}, steps=()), known, here)
         wrong += unknown_symbols(step.each, outer, (*here, "each"))
         count = times * prod(len(values) for values in step.each.values())

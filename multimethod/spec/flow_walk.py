@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import attrs
+
 from mmpack.multimethod.errors import nearest
 from mmpack.multimethod.signature import DTYPES, ValueSpec
-from mmpack.multimethod.spec.edges import agree, clash, settled
+from mmpack.multimethod.spec.edges import agree, clash, settled, show
 from mmpack.multimethod.spec.mistakes import Finding, Findings, Keys, unknown
 from mmpack.multimethod.spec.partial import Draft
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec, StepSpec
@@ -69,7 +71,8 @@ class Walk:
                 here = (*keys, key, name)
                 known = name in method.outputs if method.outputs else _UNNAMED.fullmatch(name)
                 if not known:
-                    message = f"{step.run}: {unknown('output', name, method.outputs)}"
+                    outputs = method.outputs or ("out", "out_0")
+                    message = f"{step.run}: {unknown('output', name, outputs)}"
                     yield Finding(here, message, at_key=True)
                 if to == POSITIONS:
                     yield Finding(here, f"{POSITIONS!r} is what the flow itself provides")
@@ -94,13 +97,15 @@ class Walk:
         here = (*keys, "with", name) if name in step.with_ else (*keys, "run")
         message = self._missing(source)
         if message is None:
-            # A shape or dtype that is wrong in itself is told where it stands.
-            sizes = (size for size in given.shape if isinstance(size, str))
-            readable = given.dtype in DTYPES and all(size in self.dims for size in sizes)
-            reader = ValueSpec(name, given.dtype, given.shape) if readable else None
-            message = self._mismatch(source, reader)
+            message = self._mismatch(source, self._value(name, given))
         if message is not None:
             yield Finding(here, f"input {name!r} of {step.run}: {message}")
+
+    def _value(self, name: str, given: InputSpec) -> ValueSpec | None:
+        """None if the shape or the dtype is wrong in itself, which is told where it stands."""
+        sizes = (size for size in given.shape if isinstance(size, str))
+        right = given.dtype in DTYPES and all(size in self.dims for size in sizes)
+        return ValueSpec(name, given.dtype, given.shape) if right else None
 
     def _missing(self, source: str) -> str | None:
         if source in self.caches or self.gives(source) or source in self.cut or source == POSITIONS:
@@ -130,21 +135,32 @@ class Walk:
     def _wrong_cache(self, reader: ValueSpec | None) -> str | None:
         if reader is None or any(settled(s, self.dims) in self.dims for s in reader.shape or ()):
             return None
-        return f"a cache grows, so one axis must be a dynamic dim; got {reader.show(self.dims)}"
+        return f"a cache grows, so one axis must be a dynamic dim; got {show(reader, self.dims)}"
 
     def _wrong_cut(self, source: str, reader: ValueSpec | None) -> str | None:
         dim = self.cut[source]
         if reader is None or dim not in self.dims:
             return None
-        shape = reader.shape or ()
+        shape, shown = reader.shape or (), show(reader, self.dims)
         if shape.count(dim) != 1:
-            count = shape.count(dim) or "none"
-            shown = reader.show(self.dims)
-            return f"expected the dim {dim!r} on one axis, to be cut by it; got {count}: {shown}"
+            return f"it is cut by {dim!r}, which must stand on exactly one axis; got {shown}"
+        whole = self._sample(source, shape.index(dim), dim)
+        if whole is not None and (wrong := clash(whole, reader, self.dims)):
+            return f"the sample has another {source!r}: {wrong}"
         first = self.cut_readers.get(source)
-        if first is not None and (first.shape or ()).index(dim) != shape.index(dim):
-            return f"{source!r} is cut along another axis for {first.show(self.dims)}"
+        before = (first.shape if first else None) or ()
+        if first and before.count(dim) == 1 and before.index(dim) != shape.index(dim):
+            return f"it is cut along one axis for all; got {show(first, self.dims)} and {shown}"
         return None
+
+    def _sample(self, source: str, axis: int, dim: str) -> ValueSpec | None:
+        """The model's input of that name as far as it is written, with the axis that is cut."""
+        sample = self.draft.spec.sample
+        given = sample.get(source) if isinstance(sample, dict) else None
+        if given is None or self.draft.spec.flow[self.flow].reference != "forward":
+            return None
+        shape = tuple(dim if n == axis else size for n, size in enumerate(given.shape))
+        return self._value(source, attrs.evolve(given, shape=shape))
 
     def _wrong_positions(self, reader: ValueSpec | None) -> str | None:
         dim = next(iter(self.cut.values()), None)

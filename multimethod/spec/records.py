@@ -84,13 +84,15 @@ class StateSpec:
 
 @frozen
 class StepSpec:
-    """One step of a flow: run a method, or repeat `steps` for every value of `each`.
+    """One step of a flow: run a method, or repeat `steps` for every value of `each`. (A method with
+    `each` beside it runs once for every value.) A text is short for `{run: text}`.
 
     run: the method. Its inputs are taken by name from what the flow has so far.
     with_ (`with:`): input name -> name in the flow, where the two differ.
     gives: output name -> name in the flow, where the two differ.
     append: output name -> cache. The output's rows are appended to that cache, which grows along
-        the one axis where the output's shape and the shape of its readers differ.
+        the one axis where the output's shape and the shape of its readers differ. The flow has
+        the output only as that cache then.
     """
 
     run: str | None = None

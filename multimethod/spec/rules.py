@@ -7,8 +7,9 @@ own.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +73,23 @@ def _dims(draft: Draft) -> Findings:
         keys = ("dims", name)
         if not name.isidentifier():
             yield Finding(keys, f"expected a name like kv_len, got {name!r}", at_key=True)
-        if message := wrong_dim(dim):
-            yield Finding(keys, message)
+        for end, message in itertools.islice(_wrong_dim(dim), 1):
+            yield Finding((*keys, end), message)
 
 
-def wrong_dim(dim: Dim) -> str | None:
-    """Why no size could be such a dim, or None."""
+def _wrong_dim(dim: Dim) -> Iterator[tuple[str, str]]:
+    """Why no size could be such a dim: the first reason counts, others may follow from it."""
     if dim.min < 1:
-        return f"a size is at least 1, got {dim.min}"
-    if dim.max < dim.min:
-        return f"the maximum, {dim.max}, is below the minimum, {dim.min}"
+        yield "min", f"a size is at least 1, got {dim.min}"
     if dim.max > LARGEST:
-        return f"a size is at most {LARGEST}, got {dim.max}"
+        yield "max", f"a size is at most {LARGEST}, got {dim.max}"
+    if dim.max < dim.min:
+        yield "max", f"the maximum, {dim.max}, is below the minimum, {dim.min}"
     if dim.step < 1:
-        return f"a step is at least 1, got {dim.step}"
-    for end, size in (("minimum", dim.min), ("maximum", dim.max)):
-        if size % dim.step:
-            return f"the {end}, {size}, is not a multiple of the step, {dim.step}"
-    return None
+        yield "step", f"a step is at least 1, got {dim.step}"
+    for end, size in (("min", dim.min), ("max", dim.max)):
+        if dim.step and size % dim.step:
+            yield end, f"{size} is not a multiple of the step, {dim.step}"
 
 
 def _targets(draft: Draft, backends: Mapping[str, Any], options: dict[str, Any]) -> Findings:

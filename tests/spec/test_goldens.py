@@ -41,9 +41,7 @@ def patched(base: str, spec: str) -> str:
 
 
 @pytest.mark.parametrize(("spec", "expected"), cases())
-def test_says(
-    spec: str, expected: str, base: str, load: Callable[[str], SpecFile]
-) -> None:
+def test_says(spec: str, expected: str, base: str, load: Callable[[str], SpecFile]) -> None:
     with pytest.raises(SpecError) as raised:
         load(patched(base, spec))
     assert str(raised.value) == expected

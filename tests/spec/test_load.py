@@ -1,0 +1,208 @@
+"""Right specs: short forms, templates, and what comes out."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mmpack.multimethod.errors import SpecError
+from mmpack.multimethod.signature import Dim
+from mmpack.multimethod.spec import (
+    InputSpec,
+    SpecFile,
+    StateSpec,
+    StepSpec,
+    TargetSpec,
+    expand_methods,
+    expand_steps,
+)
+
+Load = Callable[[str], SpecFile]
+
+
+def test_short_forms(base: str, load: Load) -> None:
+    file = load(base)
+    spec = file.spec
+    assert spec.dims == {"chunk": Dim("chunk", 32, 32), "kv": Dim("kv", 32, 512, 32)}
+    assert spec.targets["acc"] == TargetSpec("npu", {"soc": "a1"})
+    assert spec.state == StateSpec(("cache.*",), ("scratch",))
+    assert spec.flow["prefill"].steps[0] == StepSpec(run="embed")
+    assert spec.sample == {"tokens": InputSpec((1, 64), "int64", (0, 255))}
+    assert spec.constants == {"max_len": 512, "temperature": 0.5, "name": "base", "greedy": True}
+    assert file.methods["embed"].outputs == ("hidden",)
+    assert file.methods["attention"].inputs["q"] == InputSpec((1, "chunk", 96))  # type: ignore[index]
+    assert file.methods["head"].axes == {"x": {1: "chunk"}}
+    assert file.options["acc"].soc == "a1"
+    assert file.folder == Path()
+
+
+def test_expanded_methods(base: str, load: Load) -> None:
+    file = load(base)
+    assert expand_methods(file.spec) == file.methods
+    assert [m.module for m in file.methods.values()] == [
+        "embed", "layers.0", "layers.1", "layers.0.attention", "head",
+    ]  # fmt: skip
+    assert not any(method.each for method in file.methods.values())
+
+
+def test_expanded_steps(base: str, load: Load) -> None:
+    file = load(base)
+    steps = file.steps["prefill"]
+    assert expand_steps(file.spec.flow["prefill"]) == steps
+    assert [step.run for step in steps] == [
+        "embed", "layers.0.qkv", "attention", "layers.1.qkv", "attention", "head",
+    ]  # fmt: skip
+    assert steps[3].append == {"k": "keys.1", "v": "values.1"}
+    assert steps[4].with_ == {"k": "keys.1", "v": "values.1"}
+
+
+@pytest.mark.parametrize(
+    ("each", "values"),
+    [
+        ("{i: 0..2}", (0, 1, 2)),
+        ("{i: -1..1}", (-1, 0, 1)),
+        ("{i: [4, a]}", (4, "a")),
+        ("{i: 7}", (7,)),
+        ("{i: only}", ("only",)),
+    ],
+)
+def test_values_of_each(each: str, values: tuple[int | str, ...], base: str, load: Load) -> None:
+    text = base.replace("  head:\n", f"  head.{{i}}:\n    each: {each}\n")
+    file = load(text.replace("{run: head, with", f'{{run: "head.{values[0]}", with'))
+    assert [name for name in file.methods if name.startswith("head")] == [
+        f"head.{value}" for value in values
+    ]
+
+
+def test_product_of_each_and_filled_sizes(base: str, load: Load) -> None:
+    text = base.replace(
+        "  head:\n",
+        "  tail.{i}.{n}:\n"
+        "    each: {i: 0..1, n: [chunk, 64]}\n"
+        "    module: tail.{i}\n"
+        "    wrapper: model.py:Wrapper\n"
+        '    args: {layer: "{i}", size: "{n}", name: "t{i}"}\n'
+        "    target: ref\n"
+        '    inputs: {"x{i}": [1, "{n}", "9{i}"]}\n'
+        "  head:\n",
+    )
+    methods = load(text).methods
+    tails = {name: method for name, method in methods.items() if name.startswith("tail")}
+    assert list(tails) == ["tail.0.chunk", "tail.0.64", "tail.1.chunk", "tail.1.64"]
+    assert tails["tail.0.chunk"].inputs == {"x0": InputSpec((1, "chunk", 90))}
+    assert tails["tail.1.64"].inputs == {"x1": InputSpec((1, 64, 91))}
+    assert tails["tail.1.64"].args == {"layer": 1, "size": 64, "name": "t1"}
+
+
+def test_nested_each_and_each_beside_run(base: str, load: Load) -> None:
+    text = base.replace(
+        "      - embed\n",
+        "      - embed\n"
+        "      - each: {a: 0..1}\n"
+        "        steps:\n"
+        "          - {each: {b: [x, 'y{a}']}, run: embed, gives: {hidden: 'h{a}{b}'}}\n",
+    )
+    steps = load(text).steps["prefill"][1:5]
+    assert [step.gives["hidden"] for step in steps] == ["h0x", "h0y0", "h1x", "h1y1"]
+
+
+def test_two_axes_of_one_dim_and_other_readers(base: str, load: Load) -> None:
+    """What is allowed and looks like a mistake: a fixed dim and its number are one size, a
+    fixed size may go where a dynamic dim is taken, names may be given again."""
+    text = base.replace(
+        "inputs: {q: [1, chunk, 96],", "inputs: {q: [1, 32, 96], hidden: [1, kv, 96],"
+    ).replace(
+        "inputs: {hidden: [1, chunk, 96]}",
+        "inputs: {hidden: [1, 32, 96], positions: {shape: [32], dtype: int64}}",
+    )
+    assert load(text).methods
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        "package.inner:make",
+        "star.py:make",
+        "json:loads",
+        "model.py:Wrapper.make",
+        "email.mime.text:MIMEText",
+    ],
+)
+def test_factories_that_may_exist(factory: str, base: str, load: Load) -> None:
+    assert load(base.replace("model.py:make", factory))
+    assert "package" not in sys.modules
+
+
+def test_ten_mistakes_at_once(base: str, load: Load) -> None:
+    """Mistakes of every kind: in YAML, in types, in templates, in rules and in flows."""
+    swaps = {
+        "mmpack: 1": "mmpack: 3",
+        "model.py:make": "model.py:mke",
+        "dtype: int64, range: 0..255}}\ndims": "dtype: int46}}\ndims",
+        "  chunk: 32\n": "  chunk: 32\n  chunk: 64\n",
+        "max: 512": "max: lots",
+        "soc: a1": "soc: a9",
+        "module: embed\n": "modul: embed\n",
+        "module: layers.{i}\n": "module: layers.{j}\n",
+        "outputs: mixed": "outputs: [mixed, mixed]",
+        "tolerance: 0.001": "tolerance: -1",
+        "private: scratch": 'private: "cache.*"',
+        "outputs: logits\nconstants": "outputs: []\nconstants",
+        "greedy: true": "greedy: [true]",
+    }
+    for old, new in swaps.items():
+        assert base.count(old) == 1, old
+        base = base.replace(old, new)
+    with pytest.raises(SpecError) as raised:
+        load(base)
+    said = [(m.line, m.where) for m in raised.value.mistakes]  # type: ignore[attr-defined]
+    assert said == [
+        (1, "mmpack"),
+        (3, "model.factory"),
+        (6, "sample.tokens.dtype"),
+        (9, "dims.chunk"),
+        (10, "dims.kv.max"),
+        (13, "targets.acc.soc"),
+        (15, "methods.embed"),
+        (16, "methods.embed.modul"),
+        (22, "methods.layers.{i}.qkv.module"),
+        (32, "methods.attention.outputs[1]"),
+        (39, "methods.head.tolerance"),
+        (41, "state.private"),
+        (54, "flow.prefill.outputs"),
+        (55, "constants.greedy"),
+    ]
+
+
+IMPORTS = """
+import sys
+from mmpack.multimethod.spec import load_spec
+load_spec(sys.argv[1])
+print(*sorted({name.split(".")[0] for name in sys.modules}))
+"""
+
+
+def test_imports_no_torch(base: str, folder: Path) -> None:
+    """In a process of its own, with the real backends: a check must answer at once."""
+    path = folder / "spec.yaml"
+    path.write_text(base.replace("backend: cpu", "backend: portable")
+                    .replace("backend: npu, soc: a1", "backend: xnnpack"))  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTS, path], capture_output=True, text=True, check=True
+    )
+    imported = set(run.stdout.split())
+    assert {"attrs", "cattrs", "ruamel"} <= imported
+    assert not imported & {"torch", "executorch", "numpy", "rich", "click", "package", "model"}
+
+
+def test_public_names() -> None:
+    from mmpack.multimethod import spec
+
+    assert set(spec.__all__) == {
+        "FlowSpec", "InputSpec", "MethodSpec", "Mistake", "Mistakes", "ModelSpec", "Spec",
+        "SpecFile", "StateSpec", "StepSpec", "TargetSpec", "agree", "expand_methods",
+        "expand_steps", "load_spec",
+    }  # fmt: skip
+    assert all(hasattr(spec, name) for name in spec.__all__)
