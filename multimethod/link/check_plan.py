@@ -241,7 +241,10 @@ class PlanCheck:
                     to, end = call.destination_instruction, len(chain.instructions)
                     self.fail(f"{what}: jumps to {to}, there are {end} instructions")
             elif isinstance(call, FreeCall):
-                self.index(what, call.value_index, (Tensor,))
+                freed = self.index(what, call.value_index, (Tensor,))
+                given = call.value_index in (self.plan.inputs or ())
+                if given or not isinstance(freed, Tensor) or not _homeless(freed, empty=True):
+                    self.fail(f"{what}: frees value {call.value_index}, whose memory is planned")
 
     def fed(self) -> None:
         """A tensor without memory and data must get them from a caller, a move or a view."""
@@ -270,12 +273,14 @@ def _constant(tensor: Tensor) -> bool:
     return tensor.allocation_info is None and tensor.data_buffer_idx > 0
 
 
-def _homeless(tensor: Tensor) -> bool:
+def _homeless(tensor: Tensor, *, empty: bool = False) -> bool:
+    """Whether nothing says where a tensor's data are; those without elements need not have any
+    (`empty`: they count too)."""
     extra = tensor.extra_tensor_info
     external = extra is not None and extra.location == Location.EXTERNAL
     return (
         tensor.allocation_info is None
         and not tensor.data_buffer_idx
         and not external
-        and nbytes(tensor) > 0
+        and (empty or nbytes(tensor) > 0)
     )

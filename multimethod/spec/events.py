@@ -98,7 +98,7 @@ class _Tree:
         kind = _kind(event)
         if kind == "Alias":
             self.holes = True
-            self._add(span, keys, "got an alias; write the value out, or use `each`")
+            self._add(span, keys, "got an alias; write the value out, or put the text in quotes")
             return None
         if event.anchor is not None:
             self._add(span, keys, "got an anchor; a spec has none")
@@ -215,6 +215,8 @@ def _explain(error: Any, text: str) -> str:
     problem = str(error.problem or error).splitlines()[0]
     if "'\\t'" in problem:
         return "a tab; YAML wants spaces here"
+    if error.context in ("while scanning an alias", "while scanning an anchor"):
+        return "text that begins with * or & needs quotes"
     if "expected ',' or" in problem and "{" in text:
         return f"{problem}; inside [ ] and {{ }}, text with braces needs quotes"
     if problem == "mapping values are not allowed here":

@@ -15,7 +15,24 @@ from pathlib import Path
 import torch
 from attrs import frozen
 
-INTERESTING = (0, 1, 2, 4, 7, 8, 16, 127, 128, 255, 256, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)
+INTERESTING = (
+    0,
+    1,
+    2,
+    4,
+    7,
+    8,
+    16,
+    127,
+    128,
+    255,
+    256,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+)
 
 
 @frozen

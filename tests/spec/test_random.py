@@ -135,6 +135,7 @@ def dump(data: Any) -> str:
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.default_flow_style = False  # in brackets, it does not read `?0` as it wrote it
     yaml.dump(data, stream)
     return stream.getvalue()
 
@@ -207,7 +208,7 @@ def test_mutated_values(data: st.DataObject, load: Load) -> None:
     tree = copy.deepcopy(TREE)
     for path in data.draw(st.lists(st.sampled_from(PATHS), min_size=1, max_size=5)):
         parent = tree
-        with contextlib.suppress(KeyError, IndexError, TypeError):
+        with contextlib.suppress(KeyError, IndexError, TypeError, AttributeError):
             for key in path[:-1]:
                 parent = parent[key]
             match data.draw(st.sampled_from(["value", "value", "drop", "rename"])):
