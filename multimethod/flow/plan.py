@@ -12,6 +12,7 @@ from attrs import frozen
 
 from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
+from mmpack.multimethod.spec.edges import agree, growing_axis, settled
 from mmpack.multimethod.spec.records import FlowSpec, StepSpec
 
 POSITIONS = "positions"
@@ -114,11 +115,11 @@ class _Planner:
             for given in names:
                 if given not in known:
                     raise self.error(f"{step.run} has no {kind} {given!r};{nearest(given, known)}")
-        for output, cache in step.append.items():
-            self.appended[cache] = (step.run, outputs[output])
         inputs = tuple((v.name, step.with_.get(v.name, v.name)) for v in signature.inputs)
         for value, (_, source) in zip(signature.inputs, inputs, strict=True):
             self._edge(signature, value, source)
+        for output, cache in step.append.items():
+            self.appended[cache] = (step.run, outputs[output])
         gives = tuple((n, step.gives.get(n, n)) for n in outputs if n not in step.append)
         for output, target in gives:
             self.values[target] = (step.run, outputs[output])
@@ -130,11 +131,8 @@ class _Planner:
             self._cache_edge(reader, wanted, source)
         elif source in self.values:
             giver, given = self.values[source]
-            if given.dtype != wanted.dtype or self._sizes(given) != self._sizes(wanted):
-                raise self.error(
-                    f"{giver} gives {given.show(self.dims)}, {reader.method} takes "
-                    f"{wanted.show(self.dims)}"
-                )
+            if wrong := agree(given, wanted, self.dims):
+                raise self.error(f"{giver}.{given.name} -> {where}: {wrong}")
         elif source in self.cut:
             dim = self.cut[source]
             axes = [a for a, s in enumerate(wanted.shape or ()) if s == dim]
@@ -142,48 +140,31 @@ class _Planner:
                 raise self.error(f"{where} must have the dim {dim!r} on one axis to be cut by it")
             self.cuts.setdefault(source, Cut(wanted, axes[0], self.size))
         elif source == POSITIONS:
-            if wanted.dtype != "int64" or self._sizes(wanted) != (self.size,):
-                raise self.error(
-                    f"positions are int64[{self.size}], {where} takes {wanted.show(self.dims)}"
-                )
+            positions = ValueSpec(POSITIONS, "int64", (self.size,))
+            if wrong := agree(positions, wanted, self.dims):
+                raise self.error(f"{POSITIONS} -> {where}: {wrong}")
         else:
             known = [*self.values, *self.appended, *self.cut, POSITIONS]
-            raise self.error(
-                f"nothing gives {source!r}, which {where} takes;{nearest(source, known)}"
-            )
+            hint = nearest(source, known)
+            raise self.error(f"nothing gives {source!r}, which {where} takes;{hint}")
 
     def _cache_edge(self, reader: Signature, wanted: ValueSpec, cache: str) -> None:
         giver, given = self.appended[cache]
-        differing = [
-            axis
-            for axis, (a, b) in enumerate(zip(self._sizes(given), wanted.shape or (), strict=False))
-            if a != (self.dims[b].min if isinstance(b, str) and self.dims[b].fixed else b)
-        ]
-        rank = len(given.shape or ()) == len(wanted.shape or ())
-        dim = wanted.shape[differing[0]] if wanted.shape and len(differing) == 1 else None
-        if given.dtype != wanted.dtype or not rank or not isinstance(dim, str):
-            raise self.error(
-                f"cache {cache!r}: {giver} appends {given.show(self.dims)}, {reader.method} reads "
-                f"{wanted.show(self.dims)}; they must differ in one axis, a dynamic dim"
-            )
-        spec = CacheSpec(wanted, differing[0], reader.dims[dim])
+        where = f"{giver}.{given.name} -> {cache} -> {reader.method}.{wanted.name}"
+        if wrong := agree(given, wanted, self.dims, cache=True):
+            raise self.error(f"{where}: {wrong}")
+        axis = growing_axis(given, wanted, self.dims)
+        assert axis is not None and wanted.shape is not None
+        spec = CacheSpec(wanted, axis, self.dims[str(wanted.shape[axis])])
         before = self.caches.setdefault(cache, spec)
         if (before.axis, before.dim) != (spec.axis, spec.dim):
-            raise self.error(
-                f"cache {cache!r} is read with different dims: {before.dim} and {spec.dim}"
-            )
-
-    def _sizes(self, value: ValueSpec) -> tuple[int | str, ...]:
-        """The shape with fixed dims as numbers: a fixed dim and its size are the same thing."""
-        return tuple(
-            self.dims[s].min if isinstance(s, str) and s in self.dims and self.dims[s].fixed else s
-            for s in value.shape or ()
-        )
+            raise self.error(f"{where}: another step reads it with {before.dim}, not {spec.dim}")
 
     def _piece_axis(self, giver: str, value: ValueSpec) -> int:
         """The axis of an output along which pieces are joined: the one that has the pieces' size;
         of several, the one that the cut inputs are cut along."""
-        axes = [a for a, s in enumerate(self._sizes(value)) if s == self.size]
+        shape = value.shape or ()
+        axes = [a for a, s in enumerate(shape) if settled(s, self.dims) == self.size]
         along = {cut.axis for cut in self.cuts.values()}
         likely = [a for a in axes if a in along] if len(axes) > 1 else axes
         if len(likely) != 1:
