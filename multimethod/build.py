@@ -106,7 +106,7 @@ def build(
             private = state.private
             verified = verify_program(scratch, spec_file, units, model, private, progress)
             verified.require_right()
-        progress.stage("link", 1)
+        progress.stage("write", 1)
         report = _link(parts, verified, target)
         progress.done("")
     finally:

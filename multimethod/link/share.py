@@ -14,28 +14,31 @@ from .check_plan import nbytes
 from .file import Extent, PteFile
 from .integrity import PREFIX
 from .schema import DataLocation, ExecutionPlan, Location, Span, Tensor
+from .xnnpack_blob import BACKEND, keys_of
 
 
 @frozen
 class MethodSize:
-    """Bytes of delegate data and of constants that one method reaches, each counted once."""
+    """Bytes of delegate data, of constants and of named data (weights of its delegates) that one
+    method reaches, each counted once."""
 
     delegates: int
     constants: int
+    named: int = 0
 
     @property
     def total(self) -> int:
-        return self.delegates + self.constants
+        return self.delegates + self.constants + self.named
 
 
 @frozen
 class Sizes:
     """Of one file, in bytes.
 
-    methods: per method. Which named data (XNNPACK's weights, say) a method uses stands inside
-    its delegate's data, so they are counted for the program: `named`, once per key.
+    methods: per method. Which named data a method uses stands inside its delegates' data, which
+    mmpack can read for XNNPACK only; named: those that no method is known to use.
     stored: what all of these take in the file.
-    shared: what they would take on top if every method and key had its own copy.
+    shared: what they would take on top if every method had its own copy of what it uses.
     """
 
     methods: dict[str, MethodSize]
@@ -50,15 +53,22 @@ class Sizes:
 def sizes(file: PteFile) -> Sizes:
     """The sizes of a checked file, without mmpack's own blobs."""
     methods: dict[str, MethodSize] = {}
-    named = [
-        file.segments[index] for key, index in file.named.items() if not key.startswith(PREFIX)
-    ]
-    everything = list(named)
+    unused = {key: file.segments[index] for key, index in file.named.items()}
+    unused = {key: extent for key, extent in unused.items() if not key.startswith(PREFIX)}
+    everything = list(unused.values())
     for plan in file.plans:
-        delegates, constants = set(delegate_extents(file, plan)), _constants(file, plan)
+        delegates, constants = list(delegate_extents(file, plan)), _constants(file, plan)
+        keys: set[str] = set()
+        for delegate, extent in zip(plan.delegates or (), delegates, strict=True):
+            if delegate.id == BACKEND:
+                keys |= keys_of(file, extent)
+        named = [file.segments[file.named[key]] for key in keys]
+        methods[plan.name or ""] = MethodSize(
+            covered(delegates), covered(constants), covered(named)
+        )
         everything += [*delegates, *constants]
-        methods[plan.name or ""] = MethodSize(covered(delegates), covered(constants))
-    return Sizes(methods, sum(extent.size for extent in named), covered(everything))
+        unused = {key: extent for key, extent in unused.items() if key not in keys}
+    return Sizes(methods, covered(unused.values()), covered(everything))
 
 
 def delegate_extents(file: PteFile, plan: ExecutionPlan) -> Iterator[Extent]:

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
-
 from attrs import define
 
 from mmpack.multimethod.errors import FormatError
@@ -145,8 +143,7 @@ def check_xnnpack(file: PteFile, blob: Extent, where: str) -> None:
             )
 
 
-def keys_of(file: PteFile, blob: Extent) -> Mapping[str, int]:
-    """The named data that XNNPACK's delegate data refer to: key -> bytes."""
+def keys_of(file: PteFile, blob: Extent) -> set[str]:
+    """The keys of the named data that XNNPACK's delegate data refer to."""
     graph, _ = read_graph(file, blob, str(file.path))
-    keys = [entry.named_key for entry in graph.constant_data or () if entry.named_key]
-    return {key: file.segments[file.named[key]].size for key in keys}
+    return {entry.named_key for entry in graph.constant_data or () if entry.named_key}

@@ -57,18 +57,16 @@ def checked_table(checked: Iterable[Checked]) -> Table:
 
 def build_summary(report: BuildReport) -> str:
     """Two or three lines under the table."""
-    total = len(report.methods)
-    compiled = (
-        "nothing was compiled: every method was in the cache"
-        if report.compiled == 0
-        else f"{report.compiled} of {total} methods compiled, the rest taken from the cache"
-    )
+    total, cached = len(report.methods), len(report.methods) - report.compiled
+    if report.compiled == 0:
+        compiled = "nothing was compiled: every method was in the cache"
+    else:
+        compiled = f"{report.compiled} compiled" + (f", {cached} from the cache" if cached else "")
     dims = dims_line(report)
     lines = [dims] if dims else []
     lines += [
-        f"{report.output}: {total} methods, {size(report.link.size)}, "
+        f"{report.output}: {total} methods ({compiled}), {size(report.link.size)}, "
         f"{size(report.link.saved)} saved by sharing",
-        compiled,
     ]
     lines += [
         f"{flow.name} agrees with the model: max error {flow.error:.1e} ({flow.where})"

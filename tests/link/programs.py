@@ -89,6 +89,14 @@ class Peek(Cache):
         return torch.relu(held * 1.0).sum() + torch.sin(x).sum() * 0
 
 
+class Gather(Cache):
+    """Reads its buffer through an XNNPACK delegate, then writes it back."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cache.copy_(torch.sigmoid(self.cache + x) * 2.0)
+        return torch.sigmoid(self.cache) + x
+
+
 class Counter(nn.Module):
     """A buffer that starts at something else than zero."""
 
@@ -102,25 +110,30 @@ class Counter(nn.Module):
 
 
 def portable(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, nn.Module],
     args: tuple[torch.Tensor, ...],
     *,
     name: str = "forward",
     dynamic: Any = None,
     constants: Mapping[str, Any] | None = None,
-    state: bool = False,
+    share: bool = False,
+    names: bool | None = None,
     passes: tuple[Any, ...] = (),
-    align: int | None = None,
 ) -> bytes:
-    program = export(model.eval(), args, dynamic_shapes=dynamic, strict=True)
+    """A program without delegates. share: plan mutable buffers into memory 2; names: emit their
+    names (None: if shared)."""
+    models = model if isinstance(model, Mapping) else {name: model}
     edge = to_edge(
-        {name: program},
+        {
+            method: export(one.eval(), args, dynamic_shapes=dynamic, strict=True)
+            for method, one in models.items()
+        },
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
         constant_methods=dict(constants) if constants else None,
     )
     config = ExecutorchBackendConfig(
-        memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=state),
-        emit_mutable_buffer_names=state,
+        memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=share),
+        emit_mutable_buffer_names=share if names is None else names,
         passes=list(passes),
     )
     return edge.to_executorch(config).buffer
@@ -161,12 +174,24 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     "branch": lambda: portable(Branch(), ROW),
     "cat": lambda: portable(Cat(), CUBES),
     "constants": lambda: portable(Mlp(), ROW, constants=CONSTANTS),
-    "put": lambda: portable(Put(), ONE, name="put", state=True),
-    "bump": lambda: portable(Bump(), ONE, name="bump", state=True),
-    "peek": lambda: portable(Peek(), ONE, name="peek", state=True),
+    "put": lambda: portable(Put(), ONE, name="put", share=True),
+    "bump": lambda: portable(Bump(), ONE, name="bump", share=True),
+    "peek": lambda: portable(Peek(), ONE, name="peek", share=True),
     "counter": lambda: portable(
-        Counter(), ONE, state=True, passes=(InitializedMutableBufferPass(["count"]),)
+        Counter(), ONE, share=True, passes=(InitializedMutableBufferPass(["count"]),)
     ),
+    "counter_8": lambda: portable(
+        Counter(8.0), ONE, share=True, passes=(InitializedMutableBufferPass(["count"]),)
+    ),
+    "wide_put": lambda: portable(Put(shape=(4, 9)), ONE, name="wide_put", share=True),
+    "put_bump": lambda: portable({"put": Put(), "bump": Bump()}, ONE, share=True),
+    "put_bump_unnamed": lambda: portable(
+        {"put": Put(), "bump": Bump()}, ONE, share=True, names=False
+    ),
+    "put_in_work": lambda: portable(Put(), ONE, name="put"),
+    "bump_in_work": lambda: portable(Bump(), ONE, name="bump"),
+    "bump_in_work_named": lambda: portable(Bump(), ONE, name="bump", names=True),
+    "gather": lambda: xnnpack({"gather": (Gather(), ONE)}),
     "xnnpack": lambda: xnnpack({"mlp": (Mlp(), ROW), "twice": (Twice(), ROW)}),
     "xnnpack_twice": lambda: xnnpack({"again": (Twice(), ROW)}),
     "xnnpack_dynamic": lambda: xnnpack({"forward": (Mlp(), WIDE)}, forward=ROWS),
@@ -184,6 +209,14 @@ INPUTS: dict[str, dict[str, tuple[torch.Tensor, ...]]] = {
     "bump": {"bump": ONE},
     "peek": {"peek": ONE},
     "counter": {"forward": ONE},
+    "counter_8": {"forward": ONE},
+    "wide_put": {"wide_put": ONE},
+    "put_bump": {"put": ONE, "bump": ONE},
+    "put_bump_unnamed": {"put": ONE, "bump": ONE},
+    "put_in_work": {"put": ONE},
+    "bump_in_work": {"bump": ONE},
+    "bump_in_work_named": {"bump": ONE},
+    "gather": {"gather": ONE},
     "xnnpack": {"mlp": ROW, "twice": ROW},
     "xnnpack_twice": {"again": ROW},
     "xnnpack_dynamic": {"forward": WIDE},
