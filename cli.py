@@ -45,6 +45,10 @@ class _Group(click.Group):
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
+        except ImportError as error:  # a torch of the wrong version, a package that is missing
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(f"{error} (`mmpack doctor` lists what is installed)", err=True)
+            ctx.exit(MmpackError.exit_code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -167,7 +171,7 @@ def link(inputs: Sequence[Path], output: Path, rename: Sequence[str], share: Seq
     from mmpack.multimethod.link import link
     from mmpack.multimethod.report.tables import size
 
-    names = dict(_pair(text, "OLD=NEW") for text in rename)
+    names = _pairs(rename, "OLD=NEW")
     report = link(inputs, output, rename=names, shared=share, undeclared="private")
     click.echo(
         f"{output}: {len(report.methods)} methods, {size(report.size)}, "
@@ -203,21 +207,24 @@ def demo(output: Path, jobs: int, cache: Path | None, sum_: str) -> None:
     demo(sum_, output, jobs=jobs, cache=cache)
 
 
-def _pair(text: str, form: str) -> tuple[str, str]:
-    left, equals, right = text.partition("=")
-    if not (left and equals and right):
-        raise click.BadParameter(f"{text!r}: expected {form}")
-    return left, right
+def _pairs(texts: Sequence[str], form: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        left, equals, right = text.partition("=")
+        if not (left and equals and right):
+            raise click.BadParameter(f"{text!r}: expected {form}")
+        if left in pairs:
+            raise click.BadParameter(f"{text!r}: {left!r} was given twice")
+        pairs[left] = right
+    return pairs
 
 
 def _sizes(dims: Sequence[str]) -> dict[str, int]:
-    sizes = {}
-    for text in dims:
-        name, size = _pair(text, "NAME=SIZE")
+    sizes = _pairs(dims, "NAME=SIZE")
+    for name, size in sizes.items():
         if not size.isdecimal():
-            raise click.BadParameter(f"{text!r}: {size!r} is not a whole number")
-        sizes[name] = int(size)
-    return sizes
+            raise click.BadParameter(f"'{name}={size}': {size!r} is not a whole number")
+    return {name: int(size) for name, size in sizes.items()}
 
 
 if __name__ == "__main__":

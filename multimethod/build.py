@@ -6,26 +6,28 @@ check -> units -> compile (cached, in worker processes) -> link -> verify -> mov
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
-from attrs import evolve, frozen
+from attrs import frozen
+from torch import nn
 
 from mmpack.multimethod.compile.cache import Cache
-from mmpack.multimethod.compile.fingerprint import hash_file
 from mmpack.multimethod.compile.model import load_model, state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
+from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.compile.state import State, decide
 from mmpack.multimethod.compile.unit import Unit, make_units
 from mmpack.multimethod.errors import OutputError
-from mmpack.multimethod.flow.plan import make_plan
+from mmpack.multimethod.flow.plan import expanded_flows, make_plan
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress, Silent
+from mmpack.multimethod.scratch import scratch_folder
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile, load_spec
-from mmpack.multimethod.spec.records import FlowSpec
 from mmpack.multimethod.verify import Checked, Verified, verify_program
 from mmpack.multimethod.versions import installed
 
@@ -80,51 +82,33 @@ def build(
     progress = progress or Silent()
     spec_file = load_spec(spec)
     target = Path(output) if output is not None else Path(f"{spec_file.path.stem}.pte")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: there is no folder {target.parent}")
-    store = Cache(Path(cache) if cache is not None else None)
+    _require_writable(target)
     model = load_model(spec_file)
     units = make_units(spec_file, model)
-    compiler = Compiler(units, state_names(model), store, progress)
-    facts = compiler.export_all()
-    signatures = {name: f.signature for name, f in facts.items()}
-    state = decide(spec_file, {name: f.touched for name, f in facts.items()})
-    for name, flow in _flows(spec_file).items():  # every edge, before anything is compiled
-        make_plan(name, flow, signatures)
-    objects = compiler.compile_all(state, jobs)
-    parts = _Parts(spec_file, units, signatures, objects, state)
+    with Cache(Path(cache) if cache is not None else None) as store:
+        parts = _compile(spec_file, model, units, store, jobs, progress)
 
     # Linked twice: the manifest of what is shipped holds the errors that were measured on what
     # was linked first. Only the second one bears the output's name.
     verified: Verified | None = None
-    scratch = target.with_name(f".{target.name}.{os.getpid()}.unverified")
-    try:
-        if verify:
+    if verify:
+        with _scratch_beside(target) as folder:
             progress.stage("link", 1)
-            _link(parts, None, scratch)
+            _link(parts, None, folder / target.name)
             progress.done("")
-            private = state.private
-            verified = verify_program(scratch, spec_file, units, model, private, progress)
-            verified.require_right()
-        progress.stage("write", 1)
-        report = _link(parts, verified, target)
-        progress.done("")
-    finally:
-        scratch.unlink(missing_ok=True)
+            verified = verify_program(
+                folder / target.name, spec_file, units, model, parts.state.private, progress
+            )
+        verified.require_right()
+    progress.stage("link", 1)
+    report = _link(parts, verified, target)
+    progress.done("")
     return BuildReport(
         output=target,
         methods=tuple(_row(parts, name, report, verified) for name in units),
         flows=verified.flows if verified is not None else (),
         link=report,
     )
-
-
-def _flows(spec_file: SpecFile) -> dict[str, FlowSpec]:
-    """The spec's flows with their steps expanded."""
-    return {
-        name: evolve(flow, steps=spec_file.steps[name])
-        for name, flow in spec_file.spec.flow.items()
-    }
 
 
 @frozen(eq=False)
@@ -138,12 +122,50 @@ class _Parts:
     state: State
 
 
+def _require_writable(target: Path) -> None:
+    """What would fail at the very end is said at the beginning."""
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder, expected the name of a file")
+    folder = target.parent
+    if not folder.is_dir():
+        raise OutputError(f"{target}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{target}: cannot be written: no permission to write in {folder}")
+
+
+@contextmanager
+def _scratch_beside(target: Path) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder(target.parent, target.name))
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
+        yield folder
+
+
+def _compile(
+    spec_file: SpecFile,
+    model: nn.Module,
+    units: Mapping[str, Unit],
+    store: Cache,
+    jobs: int,
+    progress: Progress,
+) -> _Parts:
+    compiler = Compiler(units, state_names(model), store, progress)
+    facts = compiler.export_all()
+    signatures = {name: f.signature for name, f in facts.items()}
+    state = decide(spec_file, {name: f.touched for name, f in facts.items()})
+    for name, flow in expanded_flows(spec_file).items():  # every edge, before anything is compiled
+        make_plan(name, flow, signatures)
+    return _Parts(spec_file, units, signatures, compiler.compile_all(state, jobs), state)
+
+
 def _link(parts: _Parts, verified: Verified | None, output: Path) -> LinkReport:
     spec = parts.spec_file.spec
     manifest = Manifest(
         mmpack=installed("mmpack") or "0",
         methods={name: _record(parts, name, verified) for name in parts.units},
-        flow=PLAIN.unstructure(_flows(parts.spec_file)),
+        flow=PLAIN.unstructure(expanded_flows(parts.spec_file)),
         provenance={
             "spec": parts.spec_file.path.name,
             "spec_sha256": hash_file(parts.spec_file.path),

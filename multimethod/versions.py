@@ -22,14 +22,24 @@ def installed(package: str) -> str | None:
 
 def require_supported() -> None:
     """Raise ImportError, in one line, if torch or executorch is missing or of a wrong version."""
-    for package, (low, high) in SUPPORTED.items():
-        wanted = f">={'.'.join(map(str, low))},<{'.'.join(map(str, high))}"
-        found = installed(package)
-        if found is None or not low <= _numbers(found) < high:
-            raise ImportError(
-                f"mmpack needs {package}{wanted}, found {found or 'none'}: "
-                f"pip install '{package}{wanted}'"
-            )
+    for package in SUPPORTED:
+        if not is_supported(package):
+            needed = requirement(package)
+            found = installed(package) or "none"
+            raise ImportError(f"mmpack needs {needed}, found {found}: pip install '{needed}'")
+
+
+def is_supported(package: str) -> bool:
+    """Whether a package of `SUPPORTED` is installed in a version that works."""
+    low, high = SUPPORTED[package]
+    found = installed(package)
+    return found is not None and low <= _numbers(found) < high
+
+
+def requirement(package: str) -> str:
+    """What pip takes: `torch>=2.13,<2.14`."""
+    low, high = (".".join(map(str, version)) for version in SUPPORTED[package])
+    return f"{package}>={low},<{high}"
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -4,7 +4,7 @@
     <root>/objects/<key>.pte + .json  one compiled method, and its figures with a checksum
     <root>/logs/…                     what a compiler printed
 
-Every file appears whole or not at all (written under a temporary name, then moved), the `.json`
+Every file appears whole or not at all (written in a folder of its build, then moved), the `.json`
 of an object last. So several builds may share a cache, and one that is killed leaves it usable.
 """
 
@@ -12,17 +12,15 @@ from __future__ import annotations
 
 import json
 import os
-import time
 import zlib
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from attrs import frozen
 
 from mmpack.multimethod.errors import OutputError
-
-STALE_SECONDS = 24 * 3600
-"""Temporary files older than this were left by a build that was killed."""
+from mmpack.multimethod.scratch import scratch_folder
 
 
 @frozen
@@ -42,22 +40,29 @@ def default_root() -> Path:
 
 
 class Cache:
-    """The cache in one folder. Raises OutputError if the folder cannot be written."""
+    """The cache in one folder, for one build: `with Cache(folder) as cache: …`.
+
+    Raises OutputError if the folder cannot be written.
+    """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = (root or default_root()).absolute()
+        self._open = ExitStack()
+        self._scratch: Path | None = None
         try:
             for name in ("facts", "objects", "logs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            self._sweep()
         except OSError as error:
-            raise OutputError(
-                f"the cache {self.root} cannot be used ({error.strerror}); "
-                "name another folder with --cache or MMPACK_CACHE"
-            ) from error
+            raise self._unusable(error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
 
     def facts(self, fingerprint: str) -> dict[str, Any] | None:
-        """What is known of a unit, or None."""
+        """What is known of a unit, or None if nothing is, or it is damaged."""
         return _read_json(self.root / "facts" / f"{fingerprint}.json")
 
     def put_facts(self, fingerprint: str, facts: dict[str, Any]) -> None:
@@ -67,19 +72,27 @@ class Cache:
         """The object with this key, or None if there is none or it is damaged."""
         record = _read_json(self.root / "objects" / f"{key}.json")
         path = self.root / "objects" / f"{key}.pte"
-        if record is None or not path.exists() or _checksum(path) != record.get("crc32"):
+        try:
+            if record is None or _checksum(path) != record["crc32"]:
+                return None
+        except OSError:
             return None
         return Object(key, path, record["figures"])
 
-    def scratch(self, key: str, ending: str) -> Path:
-        """A temporary path of this process for something on its way into the cache."""
-        return self.root / "objects" / f".{key}.{os.getpid()}{ending}.tmp"
+    def scratch(self, name: str) -> Path:
+        """A path for something on its way into the cache; gone when the cache is closed."""
+        if self._scratch is None:
+            try:
+                self._scratch = self._open.enter_context(scratch_folder(self.root, "build"))
+            except OSError as error:
+                raise self._unusable(error) from error
+        return self._scratch / name
 
     def put_object(self, key: str, made: Path, figures: dict[str, Any]) -> Object:
         """Move a finished object (a scratch path) into the cache."""
         path = self.root / "objects" / f"{key}.pte"
-        record = {"crc32": _checksum(made), "figures": figures}
         try:
+            record = {"crc32": _checksum(made), "figures": figures}
             os.replace(made, path)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
@@ -89,31 +102,31 @@ class Cache:
     def log(self, method: str, key: str) -> Path:
         """Where the compiler's output for a method goes."""
         safe = "".join(c if c.isalnum() or c in "-_." else "_" for c in method)
-        return self.root / "logs" / f"{safe}-{key[:8]}.log"
+        return self.root / "logs" / f"{safe[:100]}-{key[:8]}.log"
 
     def _write_json(self, path: Path, value: dict[str, Any]) -> None:
-        scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        scratch = self.scratch(path.name)
+        text = json.dumps(value, sort_keys=True)
         try:
-            scratch.write_text(json.dumps(value, sort_keys=True))
+            scratch.write_text(f"{zlib.crc32(text.encode()):08x} {text}")
             os.replace(scratch, path)
         except OSError as error:
-            scratch.unlink(missing_ok=True)
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
 
-    def _sweep(self) -> None:
-        limit = time.time() - STALE_SECONDS
-        for folder in ("facts", "objects"):
-            for path in (self.root / folder).glob(".*.tmp"):
-                try:
-                    if path.stat().st_mtime < limit:
-                        path.unlink()
-                except FileNotFoundError:
-                    continue  # another build swept it
+    def _unusable(self, error: OSError) -> OutputError:
+        return OutputError(
+            f"the cache {self.root} cannot be used ({error.strerror}); "
+            "name another folder with --cache or MMPACK_CACHE"
+        )
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
+    """What `_write_json` wrote; None if there is nothing, or it is not what was written."""
     try:
-        value = json.loads(path.read_text())
+        checksum, _, text = path.read_text().partition(" ")
+        if int(checksum, 16) != zlib.crc32(text.encode()):
+            return None
+        value = json.loads(text)
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None

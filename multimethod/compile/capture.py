@@ -6,13 +6,16 @@ So nobody has to write down the shapes of a module deep inside a model.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from attrs import frozen
 from torch import nn
 
+from mmpack.multimethod.compile.buffers import kept_buffers
+from mmpack.multimethod.compile.imports import importable
 from mmpack.multimethod.compile.model import model_error, resolve
 from mmpack.multimethod.errors import ModelError
 from mmpack.multimethod.samples import fill, random_tensor
@@ -32,19 +35,21 @@ class Captured:
 
 
 def capture(
-    spec_file: SpecFile, model: nn.Module, points: Iterable[Point]
+    spec_file: SpecFile, model: nn.Module, points: Mapping[Point, str]
 ) -> dict[Point, Captured]:
     """Run the model on the spec's sample and return what each point was called with, first call.
 
+    points: each with a method of the spec that is made from it, for messages.
     Buffers that the run changes are put back. Points that the run does not reach are left out.
     """
     taken: dict[Point, Captured] = {}
-    undo = [_listen(module, call, taken) for module, call in points]
-    buffers = {name: b.detach().clone() for name, b in model.named_buffers()}
     try:
-        args, kwargs = sample_inputs(spec_file)
-        with torch.no_grad():
-            model(*args, **kwargs)
+        with ExitStack() as undo, torch.no_grad(), kept_buffers(model):
+            for point, method in points.items():
+                undo.callback(_listen(spec_file, method, point, taken))
+            args, kwargs = sample_inputs(spec_file)
+            with importable(spec_file.folder):
+                model(*args, **kwargs)
     except ModelError:
         raise
     except Exception as error:
@@ -53,11 +58,6 @@ def capture(
             ("sample",),
             f"running the model on the sample failed: {type(error).__name__}: {error}",
         ) from error
-    finally:
-        for stop in undo:
-            stop()
-        for name, buffer in model.named_buffers():
-            buffer.copy_(buffers[name])
     return taken
 
 
@@ -67,7 +67,9 @@ def sample_inputs(spec_file: SpecFile) -> tuple[tuple[Any, ...], dict[str, Any]]
     if sample is None:
         raise model_error(spec_file, (), "captured inputs need a `sample` to run the model on")
     if isinstance(sample, str):
-        made = resolve(spec_file, sample, ("sample",))()
+        factory = resolve(spec_file, sample, ("sample",))
+        with importable(spec_file.folder):
+            made = factory()
         if isinstance(made, Mapping):
             return (), dict(made)
         return (tuple(made) if isinstance(made, (tuple, list)) else (made,)), {}
@@ -80,8 +82,10 @@ def sample_inputs(spec_file: SpecFile) -> tuple[tuple[Any, ...], dict[str, Any]]
     }
 
 
-def _listen(module: nn.Module, call: str, taken: dict[Point, Captured]) -> Callable[[], None]:
-    point = (module, call)
+def _listen(
+    spec_file: SpecFile, method: str, point: Point, taken: dict[Point, Captured]
+) -> Callable[[], None]:
+    module, call = point
     signature = inspect.signature(getattr(module, call))
 
     def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -93,10 +97,12 @@ def _listen(module: nn.Module, call: str, taken: dict[Point, Captured]) -> Calla
             if value is None:
                 continue
             if not isinstance(value, torch.Tensor):
-                raise ModelError(
-                    f"{type(module).__name__}.{call} is given {name}={type(value).__name__} in the "
-                    "sample run; captured inputs must be tensors: write a wrapper that takes "
-                    "tensors only"
+                raise model_error(
+                    spec_file,
+                    ("methods", method, "module"),
+                    f"{type(module).__name__}.{call} is given a {type(value).__name__} as "
+                    f"{name!r} in the sample run; captured inputs must be tensors: write a "
+                    "wrapper that takes tensors only",
                 )
             dtype = str(value.dtype).removeprefix("torch.")
             inputs.append(ValueSpec(name, dtype, tuple(value.shape)))
@@ -115,5 +121,8 @@ def _listen(module: nn.Module, call: str, taken: dict[Point, Captured]) -> Calla
         note(args, kwargs)
         return original(*args, **kwargs)
 
+    before = vars(module).get(call)
     object.__setattr__(module, call, spy)
+    if before is not None:
+        return lambda: object.__setattr__(module, call, before)
     return lambda: object.__delattr__(module, call)

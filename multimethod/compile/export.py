@@ -8,21 +8,22 @@ writes (with itself): otherwise ExecuTorch would freeze its present value into t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import sympy
 import torch
 from attrs import frozen
-from torch.export import Dim as TorchDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
 from torch.utils import _pytree as pytree
 
+from mmpack.multimethod.compile.buffers import kept_buffers
+from mmpack.multimethod.compile.dims import dims_of_symbols, in_dims, require_dynamic, torch_dim
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.samples import middle_sizes, random_inputs
-from mmpack.multimethod.signature import Dim, Signature, ValueSpec
+from mmpack.multimethod.signature import Signature, ValueSpec
 
 
 @frozen(eq=False)
@@ -39,12 +40,37 @@ class Exported:
 def export(unit: Unit, names: Mapping[int, str]) -> Exported:
     """Export one unit. `names` maps id(tensor) to its name in the model.
 
-    Raises CompileError, naming the method, if torch.export refuses it or if a dim that should be
-    dynamic came out fixed or narrower than the spec says.
+    Raises CompileError, naming the method, if the module cannot be run or torch.export refuses
+    it, if it changes a parameter or an input, or if a dim that should be dynamic came out fixed
+    or narrower than the spec says.
     """
     sizes = middle_sizes(unit.dims)
     example = random_inputs(unit.inputs, sizes, unit.ranges, torch.Generator().manual_seed(0))
-    symbols = {name: _torch_dim(dim) for name, dim in unit.dims.items() if not dim.fixed}
+    with kept_buffers(unit.module), torch.no_grad():
+        before = dict(unit.module.named_buffers())
+        try:
+            result = unit.module(*[tensor.clone() for tensor in example])
+        except Exception as error:
+            raise CompileError(
+                f"{unit.name}: running the module failed: {type(error).__name__}: {error}"
+            ) from error
+        _refuse_replaced(unit, before)
+        outputs = _output_names(unit, result)
+        program = _exported(unit, tuple(example))
+    _refuse_changes(unit, program)
+    require_dynamic(unit, program)
+    values = _outputs(unit, program, outputs)
+    signature = Signature(unit.name, unit.inputs, values, dict(unit.dims))
+    _rename(unit, program, names)
+    for key in [key for key in program.range_constraints if not key.is_Symbol]:
+        # The range of "32*s0", beside that of s0: torch.export.load takes it for a symbol.
+        del program.range_constraints[key]
+    mutated = frozenset(program.graph_signature.buffers_to_mutate.values())
+    return Exported(program, signature, mutated, _buffers_used(program) - mutated)
+
+
+def _exported(unit: Unit, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
+    symbols = {name: torch_dim(dim) for name, dim in unit.dims.items() if not dim.fixed}
     shapes = tuple(
         {
             axis: symbols[size]
@@ -53,29 +79,56 @@ def export(unit: Unit, names: Mapping[int, str]) -> Exported:
         }
         for value in unit.inputs
     )
-    buffers = {name: b.detach().clone() for name, b in unit.module.named_buffers()}
     try:
-        with torch.no_grad():
-            result = unit.module(*example)
-            program = torch.export.export(
-                unit.module, tuple(example), dynamic_shapes=(shapes,), strict=False
-            ).run_decompositions({})
+        return torch.export.export(
+            # A type of the user's own, such as a named tuple, could not be saved for the worker.
+            unit.module.flattened(),
+            example,
+            dynamic_shapes=(shapes,) if shapes else None,
+            strict=False,
+        ).run_decompositions({})
     except Exception as error:
+        # torch calls the dims by the names they have here, a stepped one with "_" before it.
+        words = set(re.findall(r"\w+", str(error)))
+        blamed = [repr(name) for name in symbols if {name, f"_{name}"} & words]
+        dims = f", it seems because of dim {' and '.join(blamed)}" if blamed else ""
         raise CompileError(
-            f"{unit.name}: torch.export failed: {type(error).__name__}: {error}"
+            f"{unit.name}: torch.export failed{dims}: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        for name, buffer in unit.module.named_buffers():
-            buffer.copy_(buffers[name])
-    _require_dynamic(unit, program)
-    signature = Signature(unit.name, unit.inputs, _outputs(unit, program, result), dict(unit.dims))
-    _rename(unit, program, names)
-    for key in [key for key in program.range_constraints if not key.is_Symbol]:
-        # The range of "32*s0", beside that of s0: torch.export.load takes it for a symbol.
-        del program.range_constraints[key]
-    mutated = frozenset(program.graph_signature.buffers_to_mutate.values())
-    read = frozenset(program.graph_signature.inputs_to_buffers.values()) - mutated
-    return Exported(program, signature, mutated, read)
+
+
+def _refuse_replaced(unit: Unit, before: Mapping[str, torch.Tensor]) -> None:
+    """torch.export loses it when a submodule does `self.cache = …` instead of writing into it."""
+    for name, buffer in unit.module.named_buffers():
+        if buffer is not before.get(name):
+            own = name.removeprefix("module.")
+            raise CompileError(
+                f"{unit.name}: the module puts another tensor in the place of buffer {own!r}; "
+                f"have it write into the buffer: self.{own.rpartition('.')[2]}.copy_(…)"
+            )
+
+
+def _refuse_changes(unit: Unit, program: ExportedProgram) -> None:
+    """Only buffers may be changed: nothing else of a module is memory that a program keeps."""
+    for spec in program.graph_signature.output_specs:
+        if spec.kind == OutputKind.USER_INPUT_MUTATION:
+            number = list(program.graph_signature.user_inputs).index(spec.target)
+            raise CompileError(
+                f"{unit.name}: the module changes its input {unit.inputs[number].name!r} in "
+                "place; have it change a clone, and return that"
+            )
+        if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.BUFFER_MUTATION):
+            raise CompileError(
+                f"{unit.name}: the module changes {str(spec.target)!r}, which is no buffer; "
+                "register what methods change with register_buffer"
+            )
+
+
+def _buffers_used(program: ExportedProgram) -> frozenset[str]:
+    """Names of the buffers that something is computed from: all of a module's are inputs."""
+    used = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
+    buffers = program.graph_signature.inputs_to_buffers
+    return frozenset(name for placeholder, name in buffers.items() if placeholder in used)
 
 
 def mark_as_state(program: ExportedProgram, buffers: frozenset[str]) -> None:
@@ -98,49 +151,9 @@ def mark_as_state(program: ExportedProgram, buffers: frozenset[str]) -> None:
     program.graph_module.recompile()
 
 
-def _torch_dim(dim: Dim) -> Any:
-    if dim.step == 1:
-        return TorchDim(dim.name, min=dim.min, max=dim.max)
-    base = TorchDim(f"_{dim.name}", min=dim.min // dim.step, max=dim.max // dim.step)
-    return dim.step * base
-
-
-def _require_dynamic(unit: Unit, program: ExportedProgram) -> None:
-    """Every dim that the spec calls dynamic must still be so, over its whole range."""
-    for value, shape in zip(unit.inputs, _user_input_shapes(program), strict=True):
-        for axis, name in enumerate(value.shape or ()):
-            if not isinstance(name, str) or unit.dims[name].fixed:
-                continue
-            dim, size = unit.dims[name], shape[axis]
-            if isinstance(size, int):
-                raise CompileError(
-                    f"{unit.name}: dim {name!r} of input {value.name!r} became the fixed size "
-                    f"{size} in torch.export; the module computes with its number"
-                )
-            bounds = size.node.shape_env.bound_sympy(size.node.expr)
-            low, high = int(bounds.lower), int(bounds.upper)
-            # torch.export reasons about sizes of two and more, and its programs work for one too;
-            # verification runs the minimum itself.
-            if low > max(dim.min, 2 * dim.step) or high < dim.max:
-                raise CompileError(
-                    f"{unit.name}: the module admits {name!r} only from {low} to {high}, the spec "
-                    f"says {dim.min} to {dim.max}"
-                )
-
-
-def _user_input_shapes(program: ExportedProgram) -> list[tuple[Any, ...]]:
-    placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
-    return [
-        tuple(placeholders[spec.arg.name].meta["val"].shape)
-        for spec in program.graph_signature.input_specs
-        if spec.kind == InputKind.USER_INPUT
-    ]
-
-
-def _outputs(unit: Unit, program: ExportedProgram, result: Any) -> tuple[ValueSpec, ...]:
-    """Names and shapes of what the method returns, shapes in terms of the spec's dims."""
+def _output_names(unit: Unit, result: Any) -> tuple[str, ...]:
     leaves = pytree.tree_leaves(result)
-    if any(not isinstance(leaf, torch.Tensor) for leaf in leaves):
+    if not leaves or any(not isinstance(leaf, torch.Tensor) for leaf in leaves):
         kinds = ", ".join(type(leaf).__name__ for leaf in leaves)
         raise CompileError(f"{unit.name}: returns ({kinds}); only tensors can be outputs")
     names = unit.spec.outputs or _names_of(result, len(leaves))
@@ -149,13 +162,18 @@ def _outputs(unit: Unit, program: ExportedProgram, result: Any) -> tuple[ValueSp
             f"{unit.name}: the spec names {len(names)} outputs ({', '.join(names)}), the module "
             f"returns {len(leaves)}"
         )
-    back = _dims_of_symbols(unit, program)
+    return names
+
+
+def _outputs(unit: Unit, program: ExportedProgram, names: tuple[str, ...]) -> tuple[ValueSpec, ...]:
+    """What the method returns, shapes in terms of the spec's dims."""
+    back = dims_of_symbols(unit, program)
     nodes = {node.name: node for node in program.graph.nodes}
     values = []
     specs = [s for s in program.graph_signature.output_specs if s.kind == OutputKind.USER_OUTPUT]
     for name, spec in zip(names, specs, strict=True):
         tensor = nodes[spec.arg.name].meta["val"]
-        shape = tuple(s if isinstance(s, int) else _in_dims(s, back) for s in tensor.shape)
+        shape = tuple(s if isinstance(s, int) else in_dims(s, back) for s in tensor.shape)
         values.append(ValueSpec(name, str(tensor.dtype).removeprefix("torch."), shape))
     return tuple(values)
 
@@ -167,23 +185,6 @@ def _names_of(result: Any, count: int) -> tuple[str, ...]:
     if len(fields) == count:
         return tuple(fields)
     return ("out",) if count == 1 else tuple(f"out_{i}" for i in range(count))
-
-
-def _dims_of_symbols(unit: Unit, program: ExportedProgram) -> dict[Any, Any]:
-    """torch's symbol -> expression in the spec's dims (a stepped dim is a multiple of one)."""
-    back: dict[Any, Any] = {}
-    for value, shape in zip(unit.inputs, _user_input_shapes(program), strict=True):
-        for name, size in zip(value.shape or (), shape, strict=True):
-            if isinstance(name, str) and not isinstance(size, int):
-                (symbol,) = size.node.expr.free_symbols
-                dim = sympy.Symbol(name, integer=True, positive=True)
-                back[symbol] = dim / (size.node.expr / symbol)
-    return back
-
-
-def _in_dims(size: Any, back: Mapping[Any, Any]) -> int | str:
-    expression = sympy.simplify(size.node.expr.subs(back))
-    return int(expression) if expression.is_Integer else str(expression)
 
 
 def _rename(unit: Unit, program: ExportedProgram, names: Mapping[int, str]) -> None:
@@ -202,5 +203,7 @@ def _rename(unit: Unit, program: ExportedProgram, names: Mapping[int, str]) -> N
         if spec.target in new:
             spec.target = new[spec.target]
     for table in (program.state_dict, program.constants):
-        for old in [key for key in table if key in new]:
-            table[new[old]] = table.pop(old)
+        # Not entry by entry: one tensor's new name may be another one's old name.
+        renamed = {new.get(old, old): tensor for old, tensor in table.items()}
+        table.clear()
+        table.update(renamed)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import importlib.util
-import inspect
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
+from mmpack.multimethod.compile.imports import importable, module_of_file
 from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.mistakes import Keys
@@ -30,8 +26,9 @@ def load_model(spec_file: SpecFile) -> nn.Module:
     model_spec = spec_file.spec.model
     factory = resolve(spec_file, model_spec.factory, ("model", "factory"))
     try:
-        model = factory(**model_spec.args)
-    except Exception as error:
+        with importable(spec_file.folder):
+            model = factory(**model_spec.args)
+    except (Exception, SystemExit) as error:
         raise model_error(
             spec_file,
             ("model", "factory"),
@@ -43,6 +40,7 @@ def load_model(spec_file: SpecFile) -> nn.Module:
             ("model", "factory"),
             f"{model_spec.factory} returned {type(model).__name__}, expected a torch.nn.Module",
         )
+    _require_plain(spec_file, model)
     if model_spec.weights is not None:
         _load_weights(spec_file, model, spec_file.folder / model_spec.weights)
     return model.eval().requires_grad_(False)
@@ -68,19 +66,22 @@ def wrapper_class(spec_file: SpecFile, method: str, reference: str) -> Callable[
     if ":" in reference:
         return resolve(spec_file, reference, ("methods", method, "wrapper"))
     package = importlib.import_module("mmpack.wrappers")
-    return package.find(reference)  # type: ignore[no-any-return]
+    try:
+        return package.find(reference)  # type: ignore[no-any-return]
+    except ModelError as error:
+        raise model_error(spec_file, ("methods", method, "wrapper"), str(error)) from error
 
 
 def resolve(spec_file: SpecFile, reference: str, where: Keys) -> Callable[..., Any]:
     """The callable behind `package.module:name` or `file.py:name` (relative to the spec)."""
     place, _, name = reference.partition(":")
     try:
-        with _importable(spec_file.folder):
+        with importable(spec_file.folder):
             if place.endswith(".py"):
-                module = _module_of_file(spec_file.folder / place)
+                module = module_of_file(spec_file.folder / place)
             else:
                 module = importlib.import_module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         message = f"importing {place} failed: {type(error).__name__}: {error}"
         raise model_error(spec_file, where, message) from error
     found: Any = module
@@ -92,6 +93,21 @@ def resolve(spec_file: SpecFile, reference: str, where: Keys) -> Callable[..., A
     if not callable(found):
         message = f"{reference} is a {type(found).__name__}, not a callable"
         raise model_error(spec_file, where, message)
+    return found  # type: ignore[no-any-return]
+
+
+def python_method(
+    spec_file: SpecFile, method: str, module: nn.Module, call: str
+) -> Callable[..., Any]:
+    """The Python method of a module that a method of the spec calls."""
+    found = getattr(module, call, None)
+    if not callable(found):
+        known = [n for n in dir(type(module)) if not n.startswith("_") and n not in dir(nn.Module)]
+        raise model_error(
+            spec_file,
+            ("methods", method, "call"),
+            f"{type(module).__name__} has no method {call!r};{nearest(call, known)}",
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -112,57 +128,62 @@ def _load_weights(spec_file: SpecFile, model: nn.Module, path: Path) -> None:
         weights = load_file(path)
     except (SafetensorError, OSError) as error:
         raise model_error(spec_file, where, f"{path} cannot be read: {error}") from error
-    wanted = model.state_dict()
-    missing, unexpected = wanted.keys() - weights, weights.keys() - wanted
+    wanted = model.state_dict(keep_vars=True)
+    twins = _twins(wanted)
+    missing = [k for k in wanted if k not in weights and not twins[k] & weights.keys()]
     problems = [f"missing key {key!r};{nearest(key, weights)}" for key in missing]
-    problems += [f"unexpected key {key!r};{nearest(key, wanted)}" for key in unexpected]
     problems += [
-        f"{key!r} has shape {list(weights[key].shape)}, the model wants {list(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in weights and weights[key].shape != tensor.shape
+        f"unexpected key {key!r};{nearest(key, wanted)}" for key in weights.keys() - wanted.keys()
     ]
+    for key in wanted.keys() & weights.keys():
+        problems += _misfits(key, weights, wanted[key], twins[key])
     if problems:
         shown = "\n  ".join(sorted(problems)[:20])
         more = f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise model_error(spec_file, where, f"{path.name} does not fit the model:\n  {shown}{more}")
+    for key in wanted.keys() - weights.keys():
+        weights[key] = weights[min(twins[key] & weights.keys())]
     model.load_state_dict(weights)
 
 
-@contextmanager
-def _importable(folder: Path) -> Iterator[None]:
-    """A user's file may import its neighbours, as it could when run as a script."""
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
+def _twins(wanted: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Key -> the keys of the very same tensor. A file holds tied weights under one name only."""
+    by_tensor: dict[int, set[str]] = {}
+    for key, tensor in wanted.items():
+        by_tensor.setdefault(id(tensor), set()).add(key)
+    return {key: by_tensor[id(tensor)] for key, tensor in wanted.items()}
 
 
-def _module_of_file(path: Path) -> ModuleType:
-    """The module of a Python file, imported once for each content that it has."""
-    path = path.resolve()
-    digest = hashlib.sha256(str(path).encode() + path.read_bytes()).hexdigest()[:16]
-    name = f"_mmpack_{path.stem}_{digest}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        try:
-            spec.loader.exec_module(module)
-        except BaseException:
-            del sys.modules[name]
-            raise
-    return sys.modules[name]
+def _misfits(
+    key: str, weights: Mapping[str, torch.Tensor], wanted: torch.Tensor, twins: set[str]
+) -> list[str]:
+    given = weights[key]
+    if given.shape != wanted.shape:
+        return [f"{key!r} has shape {list(given.shape)}, the model wants {list(wanted.shape)}"]
+    if given.dtype != wanted.dtype:
+        return [f"{key!r} has dtype {_name(given)}, the model wants {_name(wanted)}"]
+    return [
+        f"{key!r} and {twin!r} are one tensor in the model, and differ in the file"
+        for twin in twins & weights.keys()
+        if key < twin and not torch.equal(given, weights[twin])
+    ]
 
 
-def forward_names(function: Callable[..., Any]) -> tuple[str, ...] | None:
-    """Names of a callable's parameters in order, or None if it takes anything (`*args`)."""
-    parameters = inspect.signature(function).parameters.values()
-    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
-        return None
-    return tuple(p.name for p in parameters)
+def _name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _require_plain(spec_file: SpecFile, model: nn.Module) -> None:
+    """Weights must be there, on the CPU, to be compiled."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.device.type != "cpu":
+            raise model_error(
+                spec_file,
+                ("model", "factory"),
+                f"{name!r} is on the device {str(tensor.device)!r}, expected the CPU",
+            )
 
 
 def model_error(spec_file: SpecFile, where: Keys, message: str) -> ModelError:
-    return ModelError(str(spec_file.mistake(where, message)))
+    # Where no name is known at all, there is no nearest one to end the message with.
+    return ModelError(str(spec_file.mistake(where, message.removesuffix(";"))))

@@ -16,7 +16,8 @@ from attrs import frozen
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
 from mmpack.multimethod.compile.fingerprint import Fingerprints, digest
-from mmpack.multimethod.compile.pool import Answer, Job, run_jobs
+from mmpack.multimethod.compile.pool import run_jobs
+from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.state import State, Touched
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.errors import CompileError, OutputError
@@ -86,25 +87,20 @@ class Compiler:
 
         def finished(answer: Answer) -> None:
             name = answer.job.method
+            answer.job.unit.unlink(missing_ok=True)
             if answer.error is None:
                 made = self._store.put_object(keys[name], answer.job.output, answer.figures)
                 objects[name] = made
             self._progress.done(name, "failed" if answer.error else "")
 
-        try:
-            for name in self._units:
-                found = self._store.object(keys[name])
-                if found is not None:
-                    objects[name] = found
-                    self._progress.done(name, "cached")
-                else:
-                    work.append(self._job(name, keys[name], state.marks[name]))
-            answers = run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished)
-        finally:
-            for job in work:
-                job.unit.unlink(missing_ok=True)
-                job.output.unlink(missing_ok=True)
-        _require_all(answers)
+        for name in self._units:
+            found = self._store.object(keys[name])
+            if found is not None:
+                objects[name] = found
+                self._progress.done(name, "cached")
+            else:
+                work.append(self._job(name, keys[name], state.marks[name]))
+        _require_all(run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished))
         return Objects(
             {name: objects[name] for name in self._units},
             frozenset(job.method for job in work),
@@ -115,21 +111,28 @@ class Compiler:
         unit = self._units[name]
         exported = self._exported.pop(name, None) or export(unit, self._names)
         mark_as_state(exported.program, marks)
-        path = self._store.scratch(key, ".pt2")
+        path = self._store.scratch(f"{key}.pt2")
         try:
-            with path.open("wb") as file:
-                torch.export.save(exported.program, file)
-        except (OSError, RuntimeError) as error:
-            path.unlink(missing_ok=True)
+            torch.export.save(exported.program, path)
+        except Exception as error:
+            if not _is_about_writing(error):
+                raise CompileError(
+                    f"{name}: torch.export cannot save it: {type(error).__name__}: {error}"
+                ) from error
             raise OutputError(f"{path} cannot be written: {error}") from error
         return Job(
             method=name,
             unit=path,
             backend=unit.backend,
             options=dict(unit.options),
-            output=self._store.scratch(key, ".pte"),
+            output=self._store.scratch(f"{key}.pte"),
             log=self._store.log(name, key),
         )
+
+
+def _is_about_writing(error: Exception) -> bool:
+    """Of a full disk, torch's writer only tells that a write failed."""
+    return isinstance(error, OSError) or "write" in str(error).lower()
 
 
 def _require_all(answers: list[Answer]) -> None:

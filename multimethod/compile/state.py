@@ -49,6 +49,10 @@ def decide(spec_file: SpecFile, touched: Mapping[str, Touched]) -> State:
     private: dict[str, tuple[str, ...]] = {}
     for buffer in sorted(writers):
         methods = tuple(users[buffer])
+        if _matches(buffer, wanted.shared) and _matches(buffer, wanted.private):
+            raise model_error(
+                spec_file, ("state",), f"buffer {buffer!r} is listed both as shared and as private"
+            )
         if _matches(buffer, wanted.shared):
             shared[buffer] = methods
         elif _matches(buffer, wanted.private) or len(methods) == 1:

@@ -7,17 +7,19 @@ the inputs named, typed and shaped.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from attrs import frozen
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from mmpack.multimethod.compile.capture import Captured, capture
+from mmpack.multimethod.compile.imports import importable
 from mmpack.multimethod.compile.model import (
-    forward_names,
     model_error,
+    python_method,
     submodule,
     wrapper_class,
 )
@@ -32,19 +34,28 @@ class Positional(nn.Module):
 
     torch.export sees one positional input per name, in the spec's order, whatever the order and
     kind of the parameters behind it; with `names` None they are passed on as they come.
+    flat: give outputs as one tuple, whatever the module returns them in.
     """
 
-    def __init__(self, module: nn.Module, call: str, names: tuple[str, ...] | None) -> None:
+    def __init__(
+        self, module: nn.Module, call: str, names: tuple[str, ...] | None, flat: bool = False
+    ) -> None:
         super().__init__()
         self.module = module
         self.call = call
         self.names = names
+        self.flat = flat
+
+    def flattened(self) -> Positional:
+        return Positional(self.module, self.call, self.names, flat=True)
 
     def forward(self, *values: torch.Tensor) -> Any:
         function = self.module if self.call == "forward" else getattr(self.module, self.call)
         if self.names is None:
-            return function(*values)
-        return function(**dict(zip(self.names, values, strict=True)))
+            result = function(*values)
+        else:
+            result = function(**dict(zip(self.names, values, strict=True)))
+        return tuple(pytree.tree_leaves(result)) if self.flat else result
 
 
 @frozen(eq=False)
@@ -75,10 +86,12 @@ def make_units(spec_file: SpecFile, model: nn.Module) -> dict[str, Unit]:
     spec = spec_file.spec
     found = {name: submodule(spec_file, model, name, m) for name, m in spec_file.methods.items()}
     wanted = {
-        (found[name], method.call or "forward")
+        (found[name], method.call or "forward"): name
         for name, method in spec_file.methods.items()
         if method.inputs == "captured"
     }
+    for (module, call), name in wanted.items():
+        python_method(spec_file, name, module, call)
     captured = capture(spec_file, model, wanted) if wanted else {}
     units: dict[str, Unit] = {}
     for name, method in spec_file.methods.items():
@@ -104,49 +117,62 @@ def _wrapped(
 ) -> Positional:
     call = method.call or "forward"
     if method.wrapper is not None:
-        wrapper = wrapper_class(spec_file, name, method.wrapper)
-        try:
-            module = wrapper(module, **method.args)
-        except Exception as error:
-            raise model_error(
-                spec_file,
-                ("methods", name, "wrapper"),
-                f"{method.wrapper} refused {method.module or 'the model'!r} with arguments "
-                f"{method.args}: {type(error).__name__}: {error}",
-            ) from error
-        module.eval().requires_grad_(False)
-    function: Callable[..., Any] | None = getattr(module, call, None)
-    if function is None:
-        known = [n for n in dir(type(module)) if not n.startswith("_")]
+        module = _wrapper(spec_file, name, method, module)
+    function = python_method(spec_file, name, module, call)
+    by_name = _check_names(
+        spec_file, name, f"{type(module).__name__}.{call}", inspect.signature(function), inputs
+    )
+    return Positional(module, call, tuple(inputs) if by_name else None)
+
+
+def _wrapper(spec_file: SpecFile, name: str, method: MethodSpec, module: nn.Module) -> nn.Module:
+    assert method.wrapper is not None
+    where = ("methods", name, "wrapper")
+    wrapper = wrapper_class(spec_file, name, method.wrapper)
+    try:
+        with importable(spec_file.folder):
+            wrapped = wrapper(module, **method.args)
+    except Exception as error:
         raise model_error(
             spec_file,
-            ("methods", name, "call"),
-            f"{type(module).__name__} has no method {call!r};{nearest(call, known)}",
-        )
-    takes = forward_names(function)
-    if takes is not None:
-        _check_names(spec_file, name, f"{type(module).__name__}.{call}", function, inputs)
-    return Positional(module, call, tuple(inputs) if takes is not None else None)
+            where,
+            f"{method.wrapper} refused {method.module or 'the model'!r} with arguments "
+            f"{method.args}: {type(error).__name__}: {error}",
+        ) from error
+    if not isinstance(wrapped, nn.Module):
+        message = f"{method.wrapper} made a {type(wrapped).__name__}, expected a torch.nn.Module"
+        raise model_error(spec_file, where, message)
+    return wrapped.eval().requires_grad_(False)
 
 
 def _check_names(
-    spec_file: SpecFile, name: str, title: str, function: Callable[..., Any], inputs: list[str]
-) -> None:
-    parameters = inspect.signature(function).parameters
-    for given in inputs:
-        if given not in parameters:
-            raise model_error(
-                spec_file,
-                ("methods", name, "inputs"),
-                f"{title} takes no input {given!r};{nearest(given, parameters)}",
-            )
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in inputs]
+    spec_file: SpecFile, name: str, title: str, signature: inspect.Signature, inputs: list[str]
+) -> bool:
+    """Whether inputs are passed by name. They are, unless the function takes `*args`: then they
+    go in the spec's order, which must begin like the function's own."""
+    where = ("methods", name, "inputs")
+    parameters = signature.parameters
+    kinds = {p.kind for p in parameters.values()}
+    named = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [n for n in named if parameters[n].default is inspect.Parameter.empty]
+    missing = [n for n in missing if n not in inputs]
     if missing:
         raise model_error(
             spec_file,
-            ("methods", name, "inputs"),
+            where,
             f"{title} also needs {', '.join(map(repr, missing))}, which the spec does not list",
         )
+    if inspect.Parameter.VAR_POSITIONAL in kinds:
+        first = named[: len(inputs)]
+        if set(named) & set(inputs) and inputs[: len(first)] != first:
+            message = f"{title} takes {', '.join(named)} first, in that order"
+            raise model_error(spec_file, where, message)
+        return False
+    for given in inputs:
+        if given not in named and inspect.Parameter.VAR_KEYWORD not in kinds:
+            message = f"{title} takes no input {given!r};{nearest(given, named)}"
+            raise model_error(spec_file, where, message)
+    return True
 
 
 def _inputs(

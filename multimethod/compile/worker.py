@@ -1,17 +1,20 @@
 """The worker process: takes jobs as JSON lines on stdin, lowers each, answers on a pipe.
 
 Whatever a job prints, from Python or from C++, goes to that job's log file. The process stays
-warm between jobs, and ends when stdin does, so it does not outlive a killed parent by more than
-the job it is at.
+warm between jobs, and ends when stdin does: at once, so that it does not outlive a killed parent.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from mmpack.multimethod.errors import MmpackError
@@ -19,13 +22,39 @@ from mmpack.multimethod.errors import MmpackError
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    for line in sys.stdin:
-        job = json.loads(line)
-        with open(job["log"], "ab") as log:
-            os.dup2(log.fileno(), 1)
-            os.dup2(log.fileno(), 2)
-        answers.write(json.dumps(_run(job)) + "\n")
+    os.dup2(2, 1)
+    _die_with_parent()
+    jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    while True:
+        job = jobs.get()
+        answer = _logged(job)
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _listen(jobs: SimpleQueue[dict[str, Any]]) -> None:
+    for line in sys.stdin:
+        jobs.put(json.loads(line))
+    os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """Linux does it even while a compiler written in C++ lets no thread of Python run."""
+    if sys.platform == "linux":
+        set_death_signal = 1  # PR_SET_PDEATHSIG, see prctl(2)
+        ctypes.CDLL(None).prctl(set_death_signal, signal.SIGKILL)
+
+
+def _logged(job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        log = os.open(job["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o666)
+    except OSError as error:
+        return {"error": f"{job['method']}: its log cannot be written: {error.strerror}"}
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
+    return _run(job)
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +73,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         )
     except MmpackError as error:
         return {"error": str(error)}
-    except Exception as error:
+    except BaseException as error:
         traceback.print_exc()
         return {"error": f"{job['method']}: {type(error).__name__}: {error}"}
     finally:

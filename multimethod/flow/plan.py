@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
+from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.edges import agree, growing_axis, settled
 from mmpack.multimethod.spec.records import FlowSpec, StepSpec
 
@@ -61,6 +62,14 @@ class Plan:
     joins: Mapping[str, int]
     reference: str
     size: int
+
+
+def expanded_flows(spec_file: SpecFile) -> dict[str, FlowSpec]:
+    """The spec's flows, their steps expanded."""
+    return {
+        name: evolve(flow, steps=spec_file.steps[name])
+        for name, flow in spec_file.spec.flow.items()
+    }
 
 
 def make_plan(name: str, flow: FlowSpec, signatures: Mapping[str, Signature]) -> Plan:

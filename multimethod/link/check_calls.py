@@ -1,18 +1,37 @@
-"""Checks the arguments of a method's kernel calls against what the operators take."""
+"""Checks what a method's calls are given: values of the right kind, tensors that have memory."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from .operators import WRITTEN, arguments_of, kinds_of
 from .schema import (
+    ELEMENT_SIZES,
+    DelegateCall,
     ExecutionPlan,
     KernelCall,
+    Location,
     MoveCall,
     OptionalTensorList,
+    ScalarType,
     Tensor,
     TensorList,
 )
+
+VIEW = "executorch_prim::et_view"
+"""The operator whose last argument is a tensor that gets its memory from another."""
+
+STRANGE = frozenset((12, 13, 14, 16, 17, 22, 23, 24, 25, 26))
+"""Quantized types, bits and 8-bit floats: programs may hold them, but for delegates only."""
+
+UNSIGNED = frozenset((27, 28, 29))
+"""uint16, uint32, uint64: kernels promote them to no other type."""
+
+PROMOTE = ("TTWr", "TTnWr", "TTs?Wr")
+"""Arguments of the operators on two tensors, which need a common type."""
+
+NOT_PROMOTING = ("aten::fill.Tensor_out", "aten::masked_select.out", "aten::masked_fill.Scalar_out")
 
 
 def wrong_arguments(plan: ExecutionPlan) -> Iterator[str]:
@@ -37,8 +56,29 @@ def wrong_arguments(plan: ExecutionPlan) -> Iterator[str]:
             if not isinstance(value, kinds) and not plain:
                 wanted = " or ".join(kind.__name__ for kind in kinds)
                 yield f"{what} is a {type(value).__name__}, expected {wanted}"
-            if argument[0] in WRITTEN and any(_constant(t) for t in _tensors(values, value)):
+            if argument[0] in WRITTEN and any(is_constant(t) for t in _tensors(values, value)):
                 yield f"{what} is written, but it is a constant"
+        yield from _wrong_types(f"instruction {number}, {name}", name, expected, call, values)
+
+
+def _wrong_types(
+    what: str, name: str, expected: Sequence[str], call: KernelCall, values: Sequence[object]
+) -> Iterator[str]:
+    """Types that the kernels find no common type for, which ends the process."""
+    read = [
+        tensor
+        for index, argument in zip(call.args or (), expected, strict=True)
+        if argument[0] in "TLO"
+        for tensor in _tensors(values, values[index])
+    ]
+    types = {tensor.scalar_type for tensor in read}
+    strange = types & STRANGE
+    if strange and name.startswith("aten::"):
+        yield f"{what}: no kernel takes {ScalarType(min(strange)).name}"
+    if len(types) > 1 and types & UNSIGNED and "".join(expected) in PROMOTE:
+        names = ", ".join(ScalarType(one).name for one in sorted(types))
+        if name not in NOT_PROMOTING:
+            yield f"{what}: {names} have no common type"
 
 
 def _made(plan: ExecutionPlan) -> set[int]:
@@ -75,5 +115,39 @@ def _tensors(values: Sequence[object], value: object) -> Iterator[Tensor]:
         yield from (item for item in items if isinstance(item, Tensor))
 
 
-def _constant(tensor: Tensor) -> bool:
+def unfed_tensors(plan: ExecutionPlan) -> Iterator[str]:
+    """Tensors without memory and data that are used, but that no caller, move or view fills."""
+    fed = {*(plan.inputs or ()), *(plan.outputs or ())}
+    used: dict[int, str] = {}
+    operators = plan.operators or ()
+    for chain in plan.chains or ():
+        for number, instruction in enumerate(chain.instructions or ()):
+            call = instruction.instr_args
+            if isinstance(call, MoveCall):
+                fed.add(call.move_to)
+            elif isinstance(call, KernelCall | DelegateCall):
+                arguments = call.args or ()
+                if isinstance(call, KernelCall) and operators[call.op_index].name == VIEW:
+                    fed |= set(arguments[-1:])
+                for argument in arguments:
+                    used.setdefault(argument, f"instruction {number}")
+    for index, user in used.items():
+        value = (plan.values or [])[index].val
+        if index not in fed and isinstance(value, Tensor) and homeless(value) and nbytes(value):
+            yield f"{user}: value {index} has no memory and no data, and is given none"
+
+
+def nbytes(tensor: Tensor) -> int:
+    """Bytes of a tensor at its (upper bound) sizes."""
+    return math.prod(tensor.sizes or ()) * ELEMENT_SIZES[tensor.scalar_type]
+
+
+def is_constant(tensor: Tensor) -> bool:
     return tensor.allocation_info is None and tensor.data_buffer_idx > 0
+
+
+def homeless(tensor: Tensor) -> bool:
+    """Whether nothing says where a tensor's data are."""
+    extra = tensor.extra_tensor_info
+    external = extra is not None and extra.location == Location.EXTERNAL
+    return tensor.allocation_info is None and not tensor.data_buffer_idx and not external

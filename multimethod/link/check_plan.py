@@ -10,7 +10,7 @@ from attrs import define, field
 
 from mmpack.multimethod.errors import FormatError
 
-from .check_calls import wrong_arguments
+from .check_calls import homeless, is_constant, nbytes, unfed_tensors, wrong_arguments
 from .schema import (
     ELEMENT_SIZES,
     Bool,
@@ -43,14 +43,6 @@ MAX_ARENA = 1 << 40
 MAX_RANK = 16
 MAX_OPERATOR_NAME = 100
 """What the runtime has room for: name, dot, overload and the terminating zero."""
-
-VIEW = "executorch_prim::et_view"
-"""The operator whose last argument is a tensor that gets its memory from another."""
-
-
-def nbytes(tensor: Tensor) -> int:
-    """Bytes of a tensor at its (upper bound) sizes."""
-    return math.prod(tensor.sizes or ()) * ELEMENT_SIZES[tensor.scalar_type]
 
 
 @define
@@ -89,8 +81,7 @@ class PlanCheck:
             self.fail("has no chain of instructions")
         for number, chain in enumerate(plan.chains):
             self.chain(f"chain {number}: " if len(plan.chains) > 1 else "", chain)
-        self.fed()
-        for wrong in wrong_arguments(plan):
+        for wrong in (*unfed_tensors(plan), *wrong_arguments(plan)):
             self.fail(wrong)
 
     def memory(self) -> None:
@@ -149,7 +140,7 @@ class PlanCheck:
         if sorted(order) != list(range(len(order))):
             self.fail(f"{what}: dim order {list(order)} is not a permutation")
         # Zero sizes may hide an overflow of the others, which strides are made of.
-        if math.prod(max(size, 1) for size in sizes) * 8 >= 1 << 63:
+        if math.prod(max(size, 1) for size in sizes) * 16 >= 1 << 63:
             self.fail(f"{what}: sizes {list(sizes)} overflow")
         if tensor.storage_offset:
             self.fail(f"{what}: storage offset {tensor.storage_offset}, the runtime needs 0")
@@ -190,7 +181,7 @@ class PlanCheck:
         for side, indices in (("input", self.plan.inputs), ("output", self.plan.outputs)):
             for number, index in enumerate(indices or ()):
                 value = self.index(f"{side} {number}", index, plain)
-                if side == "input" and isinstance(value, Tensor) and _constant(value):
+                if side == "input" and isinstance(value, Tensor) and is_constant(value):
                     self.fail(f"input {number}: value {index} is a constant")
 
     def delegate(self, number: int, delegate: object) -> None:
@@ -243,44 +234,5 @@ class PlanCheck:
             elif isinstance(call, FreeCall):
                 freed = self.index(what, call.value_index, (Tensor,))
                 given = call.value_index in (self.plan.inputs or ())
-                if given or not isinstance(freed, Tensor) or not _homeless(freed, empty=True):
+                if given or not isinstance(freed, Tensor) or not homeless(freed):
                     self.fail(f"{what}: frees value {call.value_index}, whose memory is planned")
-
-    def fed(self) -> None:
-        """A tensor without memory and data must get them from a caller, a move or a view."""
-        fed = {*(self.plan.inputs or ()), *(self.plan.outputs or ())}
-        used: dict[int, str] = {}
-        operators = self.plan.operators or ()
-        for chain in self.plan.chains or ():
-            for number, instruction in enumerate(chain.instructions or ()):
-                call = instruction.instr_args
-                if isinstance(call, MoveCall):
-                    fed.add(call.move_to)
-                elif isinstance(call, KernelCall | DelegateCall):
-                    arguments = call.args or ()
-                    view = isinstance(call, KernelCall) and operators[call.op_index].name == VIEW
-                    if view and arguments:
-                        fed.add(arguments[-1])
-                    for argument in arguments:
-                        used.setdefault(argument, f"instruction {number}")
-        for index, user in used.items():
-            value = self.values[index]
-            if isinstance(value, Tensor) and index not in fed and _homeless(value):
-                self.fail(f"{user}: value {index} has no memory and no data, and is given none")
-
-
-def _constant(tensor: Tensor) -> bool:
-    return tensor.allocation_info is None and tensor.data_buffer_idx > 0
-
-
-def _homeless(tensor: Tensor, *, empty: bool = False) -> bool:
-    """Whether nothing says where a tensor's data are; those without elements need not have any
-    (`empty`: they count too)."""
-    extra = tensor.extra_tensor_info
-    external = extra is not None and extra.location == Location.EXTERNAL
-    return (
-        tensor.allocation_info is None
-        and not tensor.data_buffer_idx
-        and not external
-        and (empty or nbytes(tensor) > 0)
-    )

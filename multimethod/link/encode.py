@@ -15,9 +15,10 @@ from typing import Any
 
 from attrs import frozen
 
-from mmpack.multimethod.errors import FormatError
+from mmpack.multimethod.errors import LinkError
 
 from .fields import Field, fields_of
+from .flatbuffer import MAX_TABLES
 from .schema import Span
 
 INLINE_ALIGNMENT = 16
@@ -27,14 +28,19 @@ INLINE_ALIGNMENT = 16
 def encode(root: object, *, identifier: bytes = b"ET12", reserved: int = 0) -> bytearray:
     """A flatbuffer of the root table, with `reserved` zero bytes after the identifier.
 
-    Every alignment holds relative to the first byte. Raises FormatError if it would pass the
-    2 GiB that a flatbuffer may have, ValueError for a Span (its bytes are in another file).
+    Every alignment holds relative to the first byte. Raises LinkError if it would pass the 2 GiB
+    that a flatbuffer may have, or the number of tables that the runtime accepts; ValueError for
+    a Span (its bytes are in another file).
     """
     writer = _Writer(identifier, reserved)
     struct.pack_into("<I", writer.data, 0, writer.table(root))
     writer.pad(8)
     if len(writer.data) >= 1 << 31:
-        raise FormatError(f"a program's tables take {len(writer.data)} bytes; 2 GiB is the most")
+        raise LinkError(f"the program's tables take {len(writer.data)} bytes; 2 GiB is the most")
+    if writer.tables > MAX_TABLES:
+        raise LinkError(
+            f"the program has {writer.tables} tables; the runtime loads {MAX_TABLES} at most"
+        )
     return writer.data
 
 
@@ -102,12 +108,14 @@ class _Writer:
     def __init__(self, identifier: bytes, reserved: int) -> None:
         self.data = bytearray(4) + identifier + bytes(reserved)
         self.vtables: dict[bytes, int] = {}
+        self.tables = 0
 
     def pad(self, align: int, ahead: int = 0) -> None:
         """Zeros, until what starts `ahead` bytes from here is aligned."""
         self.data += bytes(-(len(self.data) + ahead) % align)
 
     def table(self, record: Any) -> int:
+        self.tables += 1
         kind: Any = type(record)
         values = _getter(kind)(record)
         fields = fields_of(kind)

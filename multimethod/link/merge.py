@@ -17,7 +17,7 @@ from attrs import define, evolve, field
 
 from mmpack.multimethod.errors import LinkError
 
-from .check_plan import nbytes
+from .check_calls import nbytes
 from .file import Extent, PteFile
 from .integrity import PREFIX
 from .pool import Pool

@@ -51,6 +51,9 @@ class ScalarType(IntEnum):
     float16 = 5
     float32 = 6
     float64 = 7
+    complex32 = 8
+    complex64 = 9
+    complex128 = 10
     bool = 11
     qint8 = 12
     quint8 = 13
@@ -71,8 +74,9 @@ class ScalarType(IntEnum):
 ELEMENT_SIZES: dict[int, int] = {
     **dict.fromkeys((0, 1, 11, 12, 13, 16, 17, 23, 24, 25, 26), 1),
     **dict.fromkeys((2, 5, 15, 22, 27), 2),
-    **dict.fromkeys((3, 6, 14, 28), 4),
-    **dict.fromkeys((4, 7, 29), 8),
+    **dict.fromkeys((3, 6, 8, 14, 28), 4),
+    **dict.fromkeys((4, 7, 9, 29), 8),
+    10: 16,
 }
 """Bytes per element by scalar type."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 from attrs import frozen
 
-from .check_plan import nbytes
+from .check_calls import nbytes
 from .file import Extent, PteFile
 from .integrity import PREFIX
 from .schema import DataLocation, ExecutionPlan, Location, Span, Tensor

@@ -30,6 +30,7 @@ from mmpack.multimethod.errors import LinkError, nearest
 
 from .manifest import StateRecord
 from .schema import AllocationDetails, ExecutionPlan, ScalarType
+from .share import external
 from .state_find import STATE, WORK, Region, find_state, whole_state
 
 ALIGNMENT = 16
@@ -147,10 +148,7 @@ def _key(
         return alone, False
     if region.anchor is None:
         return ("block", region.file), sum(r.file == region.file for r in regions) > 1
-    if not region.name or region.memory == WORK:
-        namesakes = [region]
-    else:
-        namesakes = [r for r in regions if r.name == region.name and r.memory == STATE]
+    namesakes = [r for r in regions if region.name and r.name == region.name]
     others = [r for r in namesakes if r.file != region.file]
     if others and rule.undeclared == "refuse":
         raise LinkError(
@@ -158,8 +156,9 @@ def _key(
             f"method {others[0].method!r} of {paths[others[0].file]}: say whether it is shared or "
             "private"
         )
-    same = [r for r in namesakes if r.file == region.file and r.offset == region.offset]
-    if len({r.method for r in same}) > 1:
+    here = (region.file, region.offset, STATE)
+    same = [r for r in namesakes if (r.file, r.offset, r.memory) == here]
+    if region.memory == STATE and len({r.method for r in same}) > 1:
         return ("file", region.file, region.name, region.offset), True
     return alone, False
 
@@ -184,6 +183,8 @@ def _check_agree(slot: Slot, initial: Mapping[tuple[int, int], int]) -> None:
 
 
 def _initial(region: Region, initial: Mapping[tuple[int, int], int]) -> str:
+    if region.anchor is not None and external(region.anchor):
+        return "values in another file"
     index = region.anchor.data_buffer_idx if region.anchor else 0
     return f"values (blob {initial[region.file, index]})" if index else "zeros"
 
@@ -206,7 +207,8 @@ def _move(region: Region, offset: int) -> None:
 
 def _record(slot: Slot) -> StateRecord:
     region = slot.regions[0]
-    data = any(tensor.data_buffer_idx for r in slot.regions for tensor in r.tensors)
+    tensors = [tensor for r in slot.regions for tensor in r.tensors]
+    data = any(tensor.data_buffer_idx or external(tensor) for tensor in tensors)
     return StateRecord(
         region.name or f"(unnamed, of {region.method})",
         _dtype(region),

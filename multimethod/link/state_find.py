@@ -15,7 +15,7 @@ from attrs import define, field
 
 from mmpack.multimethod.errors import LinkError
 
-from .check_plan import VIEW, nbytes
+from .check_calls import VIEW, nbytes
 from .schema import (
     DelegateCall,
     ExecutionPlan,

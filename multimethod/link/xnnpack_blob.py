@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
+
 from attrs import define
 
 from mmpack.multimethod.errors import FormatError

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from mmpack.multimethod.errors import OutputError
 from mmpack.multimethod.flow.program import load
+from mmpack.multimethod.link.write import replacing
 from mmpack.multimethod.runtime.values import read_inputs
 
 
@@ -34,10 +34,9 @@ def call_method(
         from safetensors.torch import save
 
         tensors = {n: v.contiguous() for n, v in values.items() if isinstance(v, torch.Tensor)}
-        try:
-            output.write_bytes(save(tensors))
-        except OSError as error:
-            raise OutputError(f"{output} cannot be written: {error.strerror}") from error
+        data = save(tensors)
+        with replacing(output, len(data)) as fd, open(fd, "wb", closefd=False) as file:
+            file.write(data)
     return "\n".join([str(signature), *(_describe(n, v) for n, v in values.items())])
 
 

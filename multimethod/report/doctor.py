@@ -8,8 +8,8 @@ import sys
 
 from attrs import frozen
 
-from mmpack.multimethod.targets import BACKENDS, Availability
-from mmpack.multimethod.versions import SUPPORTED, installed
+from mmpack.multimethod.targets import BACKENDS, Availability, Backend
+from mmpack.multimethod.versions import SUPPORTED, installed, is_supported, requirement
 
 PACKAGES = (
     "mmpack",
@@ -27,46 +27,68 @@ PACKAGES = (
 
 @frozen
 class Diagnosis:
-    """versions: package -> version or None. backends: name -> what its `available` says.
-    runtime: backends registered in the Python runtime. compiler: path of a C++ compiler."""
+    """versions: package -> version or None. wrong: packages that mmpack does not work with ->
+    the command that would change that. backends: name -> what its `available` says. runtime:
+    backends registered in the Python runtime. compiler: path of a C++ compiler."""
 
     machine: str
     versions: dict[str, str | None]
+    wrong: dict[str, str]
     backends: dict[str, Availability]
     runtime: tuple[str, ...]
     compiler: str | None
 
     @property
     def healthy(self) -> bool:
-        """Every package is there and every backend can build and run."""
-        return None not in self.versions.values() and all(
-            a.builds and a.runs for a in self.backends.values()
-        )
+        """Every package is there, in a version that works, and every backend can build and run."""
+        return not self.wrong and all(a.builds and a.runs for a in self.backends.values())
 
     def __str__(self) -> str:
         lines = [self.machine, ""]
-        lines += [f"  {name:<14} {version or 'missing'}" for name, version in self.versions.items()]
+        for name, version in self.versions.items():
+            lines.append(f"  {name:<14} {version or 'missing'}")
+            if name in self.wrong:
+                lines.append(f"  {'':<14} to change that: {self.wrong[name]}")
         lines += ["", f"  {'C++ compiler':<14} {self.compiler or 'none: apt-get install g++'}", ""]
         for name, found in self.backends.items():
             can = f"builds {_yes(found.builds)}, runs {_yes(found.runs)}"
             lines.append(f"  {name:<14} {can}  ({found.detail})")
             if found.remedy is not None and not (found.builds and found.runs):
                 lines.append(f"  {'':<14} to change that: {found.remedy}")
-        lines += ["", f"  runtime has: {', '.join(self.runtime)}"]
+        lines += ["", f"  runtime has: {', '.join(self.runtime) or 'nothing'}"]
         return "\n".join(lines)
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine. Imports torch and executorch."""
-    from executorch.runtime import Runtime
-
+    """Look at this machine. Imports torch and executorch, if they are there."""
+    versions = {name: installed(name) for name in PACKAGES}
+    wrong = {name: f"pip install {name}" for name, version in versions.items() if version is None}
+    for name in SUPPORTED:
+        if not is_supported(name):
+            wrong[name] = f"pip install '{requirement(name)}'"
     return Diagnosis(
         machine=f"Python {platform.python_version()} on {platform.platform()}, {sys.executable}",
-        versions={name: installed(name) for name in PACKAGES},
-        backends={name: backend.available() for name, backend in BACKENDS.items()},
-        runtime=tuple(sorted(Runtime.get().backend_registry.registered_backend_names)),
+        versions=versions,
+        wrong=wrong,
+        backends={name: _available(backend) for name, backend in BACKENDS.items()},
+        runtime=_registered(),
         compiler=shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
     )
+
+
+def _available(backend: type[Backend]) -> Availability:
+    try:
+        return backend.available()
+    except ImportError as error:
+        return Availability(builds=False, runs=False, detail=str(error))
+
+
+def _registered() -> tuple[str, ...]:
+    try:
+        from executorch.runtime import Runtime
+    except ImportError:
+        return ()
+    return tuple(sorted(Runtime.get().backend_registry.registered_backend_names))
 
 
 def _yes(value: bool) -> str:

@@ -149,7 +149,7 @@ def _lines(seen: Inspection) -> list[str]:
                 for name, count in sorted(method.left.items())
             )
             lines.append(f"  on the CPU: {calls}")
-        arenas = " + ".join(size(arena) for arena in method.arenas) or "none"
+        arenas = " + ".join(size(arena) for arena in method.arenas if arena) or "none"
         checked = f", max error {method.error:.1e}" if method.error is not None else ""
         lines.append(f"  data {size(method.bytes)}, arenas {arenas}{checked}")
     if seen.constants:

@@ -8,10 +8,11 @@ accepted once are remembered.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, strided
 
 from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.signature import Signature, ValueSpec
@@ -28,9 +29,12 @@ _SCALARS: dict[str, tuple[type, ...]] = {
 
 
 class Arguments:
-    """Checks the arguments of one method. `accept(args, kwargs)` returns them in call order."""
+    """Checks the arguments of one method. `accept(args, kwargs)` returns them in call order.
 
-    def __init__(self, signature: Signature) -> None:
+    channels_last: positions of inputs whose memory the method takes to be laid out so.
+    """
+
+    def __init__(self, signature: Signature, channels_last: Collection[int] = ()) -> None:
         self.signature = signature
         self._names = tuple(value.name for value in signature.inputs)
         self._dtypes = tuple(
@@ -38,25 +42,41 @@ class Arguments:
             for value in signature.inputs
         )
         self._count = len(self._names)
-        self._tensors_only = None not in self._dtypes
+        self._formats = tuple(
+            _format(v, i in channels_last) for i, v in enumerate(signature.inputs)
+        )
+        self._fast = None not in self._dtypes and not channels_last
         self._seen: set[tuple[torch.Size, ...]] = set()
 
     def accept(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
-        """The inputs in call order, contiguous. Raises CallError for anything that the signature
-        does not admit."""
+        """The inputs in call order, laid out as the method wants them. Raises CallError for
+        anything that the signature does not admit."""
         if kwargs or len(args) != self._count:
             args = self._bind(args, kwargs)
-        if self._tensors_only:
-            try:
-                for tensor, dtype in zip(args, self._dtypes):  # noqa: B905 (same length, hot)
-                    if not (tensor.dtype is dtype and tensor.is_cpu and tensor.is_contiguous()):
-                        break
-                else:
-                    if tuple([tensor.shape for tensor in args]) in self._seen:
-                        return args
-            except (AttributeError, RuntimeError):
-                pass  # not a tensor, or not a strided one: said in words below
+        if (
+            self._fast
+            and self._plain(args)
+            and tuple([tensor.shape for tensor in args]) in self._seen
+        ):
+            return args
         return self._examine(args)
+
+    def _plain(self, args: Sequence[Any]) -> bool:
+        """Whether all arguments are, apart from their shapes, what the runtime can take as it
+        is. It trusts the data pointer of whatever calls itself a tensor, so nothing may be left
+        out here; the cheapest questions come first."""
+        for tensor, dtype in zip(args, self._dtypes):  # noqa: B905 (same length, hot)
+            if not (
+                type(tensor) is Tensor
+                and tensor.dtype is dtype
+                and tensor.is_cpu
+                and tensor.layout is strided
+                and not tensor.is_nested
+                and tensor.is_contiguous()
+                and not tensor.is_neg()
+            ):
+                return False
+        return True
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Arguments by position and by name, in call order."""
@@ -81,26 +101,28 @@ class Arguments:
         """Every check, one after the other, with a message for each."""
         sizes: dict[str, tuple[int, str]] = {}
         checked: list[Any] = []
-        for spec, value in zip(self.signature.inputs, args, strict=True):
+        for spec, value, layout in zip(self.signature.inputs, args, self._formats, strict=True):
             if spec.shape is None:
                 checked.append(self._scalar(spec, value))
                 continue
-            if not isinstance(value, torch.Tensor):
-                raise self._error(
-                    f"expected a {spec.dtype} tensor, got {type(value).__name__}", spec
-                )
+            if not isinstance(value, Tensor):
+                got = type(value).__name__
+                raise self._error(f"expected a tensor of {spec.dtype}, got {got}", spec)
+            if type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+                raise self._error(f"expected a plain tensor, got {type(value).__name__}", spec)
             if value.dtype is not getattr(torch, spec.dtype):
                 got = str(value.dtype).removeprefix("torch.")
                 raise self._error(f"expected dtype {spec.dtype}, got {got}", spec)
             if not value.is_cpu:
                 raise self._error(f"expected a tensor on the CPU, got one on {value.device}", spec)
-            if value.layout is not torch.strided:
-                raise self._error(f"expected a dense tensor, got {value.layout}", spec)
+            if value.layout is not strided or value.is_nested:
+                got = "a nested one" if value.is_nested else str(value.layout)
+                raise self._error(f"expected a dense tensor, got {got}", spec)
             self._shape(spec, value.shape, sizes)
-            if value.is_conj() or value.is_neg():
-                value = value.resolve_conj().resolve_neg()
-            checked.append(value.contiguous())
-        if self._tensors_only and len(self._seen) < REMEMBERED:
+            if type(value) is not Tensor:  # a Parameter: the runtime takes none
+                value = value.detach().as_subclass(Tensor)
+            checked.append(value.resolve_neg().contiguous(memory_format=layout))
+        if self._fast and len(self._seen) < REMEMBERED:
             self._seen.add(tuple([tensor.shape for tensor in checked]))
         return checked
 
@@ -108,7 +130,7 @@ class Arguments:
         right = isinstance(value, _SCALARS.get(spec.dtype, (object,)))
         if not right or (isinstance(value, bool) and spec.dtype in ("int", "float")):
             raise self._error(f"expected {spec.dtype}, got {type(value).__name__}", spec)
-        return value
+        return float(value) if spec.dtype == "float" else value  # the runtime converts nothing
 
     def _shape(self, spec: ValueSpec, shape: torch.Size, sizes: dict[str, tuple[int, str]]) -> None:
         """Rank, fixed sizes, and dims: in range, on step, and the same in all inputs. `sizes` is
@@ -143,3 +165,9 @@ class Arguments:
     def _error(self, message: str, spec: ValueSpec | None = None) -> CallError:
         where = f"input {spec.name!r}: " if spec is not None else ""
         return CallError(f"{self.signature.method}: {where}{message}\n  {self.signature}")
+
+
+def _format(value: ValueSpec, channels_last: bool) -> torch.memory_format:
+    if not channels_last:
+        return torch.contiguous_format
+    return torch.channels_last if len(value.shape or ()) == 4 else torch.channels_last_3d

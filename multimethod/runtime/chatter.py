@@ -6,11 +6,15 @@ prints remarks about the CPU. Here the reason goes into the error, and the remar
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+
+_one_at_a_time = threading.RLock()
 
 
 @contextmanager
@@ -18,22 +22,26 @@ def caught() -> Iterator[Callable[[], str]]:
     """Redirect the process's stdout and stderr, also those of C++, to a temporary file.
 
     Yields a function that returns what has been printed so far. The redirection holds for the
-    whole process, so keep what is inside short.
+    whole process, so keep what is inside short. Threads take turns: two that swapped the same
+    two descriptors would leave the process without a terminal.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    with tempfile.TemporaryFile() as file:
+    with _one_at_a_time, tempfile.TemporaryFile(buffering=0) as file:
+        # Both Python's streams and the descriptors: ExecuTorch's Python binding prints to
+        # `sys.stderr`, which a notebook or a test has put elsewhere, and the rest to descriptor 2.
+        stream = io.TextIOWrapper(file, errors="replace", write_through=True)  # type: ignore[type-var]
+        sys.stdout.flush()
+        sys.stderr.flush()
         saved = os.dup(1), os.dup(2)
         try:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
-            yield lambda: _text(file.fileno())
+            with redirect_stdout(stream), redirect_stderr(stream):
+                yield lambda: _text(file.fileno())
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
             for fd, copy in zip((1, 2), saved, strict=True):
                 os.dup2(copy, fd)
                 os.close(copy)
+            stream.detach()
 
 
 def _text(fd: int, most: int = 1 << 16) -> str:

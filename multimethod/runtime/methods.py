@@ -14,14 +14,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from mmpack.multimethod.errors import CallError, ExecutionError, nearest
-from mmpack.multimethod.link import (
-    Manifest,
-    foreign_signature,
-    open_program,
-    read_manifest,
-)
+from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.runtime.arguments import Arguments
-from mmpack.multimethod.runtime.stock import Run, StockEngine
+from mmpack.multimethod.runtime.facts import Facts, read_facts
+from mmpack.multimethod.runtime.stock import Run, StockEngine, missing_backends
 from mmpack.multimethod.signature import Signature
 
 
@@ -32,24 +28,26 @@ class Method:
     single output; its tensors belong to the caller and no later call changes them.
     """
 
-    def __init__(self, signature: Signature, load: Callable[[], Run]) -> None:
-        self.signature = signature
+    def __init__(self, facts: Facts, load: Callable[[], Run]) -> None:
+        self.signature = facts.signature
         self._load = load
         self._run: Run | None = None
-        self._arguments = Arguments(signature)
-        self._result = _result_type(signature)
+        self._arguments = Arguments(facts.signature, facts.channels_last)
+        self._result = _result_type(facts.signature)
 
     @property
     def name(self) -> str:
         return self.signature.method
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         inputs = self._arguments.accept(args, kwargs)
         run = self._run or self.prepare()
         try:
             return self._result(run(inputs))
         except RuntimeError as error:
-            raise ExecutionError(f"{self.name}: ExecuTorch failed to run it: {error}") from error
+            raise ExecutionError(
+                f"{self.name}: ExecuTorch failed to run it ({error}); it printed why to stderr"
+            ) from error
 
     def prepare(self) -> Run:
         """Load the method into the runtime now rather than at its first call."""
@@ -68,25 +66,17 @@ class Method:
 class Methods:
     """The methods of one program, by name, in the program's order."""
 
-    def __init__(
-        self,
-        path: Path,
-        signatures: Mapping[str, Signature],
-        backends: Mapping[str, tuple[str, ...]],
-        manifest: Manifest | None,
-    ) -> None:
+    def __init__(self, path: Path, facts: Mapping[str, Facts], manifest: Manifest | None) -> None:
         self.path = path
         self.manifest = manifest
-        self._engine = StockEngine(path)
-        self._backends = backends
+        self._facts = facts
+        self._whole_path = path.absolute()  # for `reset`, wherever the process is by then
+        self._identity = _identity(self._whole_path)
+        self._engine = StockEngine(self._whole_path)
         self._methods = {
-            name: Method(signature, lambda name=name: self._load(name))  # type: ignore[misc]
-            for name, signature in signatures.items()
+            name: Method(fact, lambda name=name: self._load(name))  # type: ignore[misc]
+            for name, fact in facts.items()
         }
-        states = manifest.state if manifest is not None else ()
-        self._stateful = tuple(
-            name for name in self._methods if any(name in state.methods for state in states)
-        )
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -100,15 +90,8 @@ class Methods:
         path = Path(path)
         with open_program(path) as file:
             manifest = read_manifest(file)
-            signatures, backends = {}, {}
-            for plan in file.program.execution_plan or ():
-                name = plan.name or ""
-                record = manifest.methods.get(name) if manifest is not None else None
-                signatures[name] = (
-                    record.signature if record is not None else foreign_signature(file, name)
-                )
-                backends[name] = tuple(dict.fromkeys(d.id or "" for d in plan.delegates or ()))
-        return cls(path, signatures, backends, manifest)
+            facts = read_facts(file, manifest)
+        return cls(path, facts, manifest)
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -124,7 +107,7 @@ class Methods:
         """A method's signature; printed, it reads like a function's."""
         return self[name].signature
 
-    def run_method(self, name: str, *args: Any, **kwargs: Any) -> Any:
+    def run_method(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
         """Call a method with tensors by position or by name; returns a named tuple.
 
         Raises CallError, before anything runs, if there is no such method or the signature does
@@ -136,8 +119,13 @@ class Methods:
         return method(*args, **kwargs)
 
     def reset(self) -> None:
-        """Put every state buffer back to its initial value, by loading the program anew."""
-        self._engine = StockEngine(self.path)
+        """Put every state buffer back to its initial value, by loading the program anew.
+
+        Raises ExecutionError if the file is no longer the one that was loaded.
+        """
+        if _identity(self._whole_path) != self._identity:
+            raise ExecutionError(f"{self.path} has changed since it was loaded; load it again")
+        self._engine = StockEngine(self._whole_path)
         for method in self._methods.values():
             method.forget()
 
@@ -160,14 +148,26 @@ class Methods:
 
     def _load(self, name: str) -> Run:
         # Loading a method writes the initial values of its state. So all methods that have state
-        # are loaded before the first of them runs: later, it would undo what that one wrote.
-        if name in self._stateful:
-            runs = {n: self._engine.method(n, self._backends[n]) for n in self._stateful}
-            return runs[name]
-        return self._engine.method(name, self._backends[name])
+        # are loaded before the first of them runs: later, it would undo what that one wrote. One
+        # that this process cannot load at all is no danger.
+        run = self._engine.method(name, self._facts[name].backends)
+        if self._facts[name].stateful:
+            for other, facts in self._facts.items():
+                if facts.stateful and not missing_backends(facts.backends):
+                    self._engine.method(other, facts.backends)
+        return run
 
     def _unknown(self, name: str) -> CallError:
         return CallError(f"{self.path}: no method {name!r};{nearest(name, self._methods)}")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What tells a file from one that was put in its place; () if there is none."""
+    try:
+        seen = path.stat()
+    except OSError:
+        return ()
+    return (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 
 def _result_type(signature: Signature) -> Callable[[list[Any]], Any]:

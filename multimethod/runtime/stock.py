@@ -8,13 +8,15 @@ memory id 2 in every method.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmpack.multimethod.errors import ExecutionError
 from mmpack.multimethod.runtime.chatter import caught
 
-with caught():  # importing the runtime makes it look at the CPU, and say so
+with caught():  # its imports make remarks
+    from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count
     from executorch.runtime import Runtime
 
 Run = Callable[[Sequence[Any]], list[Any]]
@@ -31,13 +33,12 @@ class StockEngine:
     """
 
     def __init__(self, path: Path) -> None:
-        self._program = _loaded(str(path), lambda: Runtime.get().load_program(path))
+        self._program = _loaded(str(path), lambda: _runtime().load_program(path))
 
     def method(self, name: str, backends: Sequence[str]) -> Run:
-        registry = Runtime.get().backend_registry
-        missing = [b for b in backends if not registry.is_available(b)]
+        missing = missing_backends(backends)
         if missing:
-            known = ", ".join(sorted(registry.registered_backend_names))
+            known = ", ".join(sorted(Runtime.get().backend_registry.registered_backend_names))
             raise ExecutionError(
                 f"{name}: this runtime has no {' and no '.join(missing)} (it has: {known}); "
                 "`mmpack doctor` says what would change that"
@@ -45,6 +46,20 @@ class StockEngine:
         method = _loaded(name, lambda: self._program.load_method(name))
         assert method is not None
         return method.execute  # type: ignore[no-any-return]
+
+
+def missing_backends(backends: Sequence[str]) -> list[str]:
+    """Those of some backends that are not in this process."""
+    registry = Runtime.get().backend_registry
+    return [name for name in backends if not registry.is_available(name)]
+
+
+@cache
+def _runtime() -> Runtime:
+    """The runtime, with its thread pool made. Whatever made that later, in the middle of some
+    call, would have it tell the terminal about the CPU."""
+    _threadpool_get_thread_count()
+    return Runtime.get()
 
 
 def _loaded(what: str, load: Callable[[], T]) -> T:

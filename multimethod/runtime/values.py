@@ -80,7 +80,7 @@ def _read(spec: ValueSpec, text: str) -> Any:
         literal = ast.literal_eval(text)
         if spec.shape is None:
             return literal
-        return torch.tensor(literal, dtype=getattr(torch, spec.dtype))
+        return _literal(literal, getattr(torch, spec.dtype))
     except CallError:
         raise
     except Exception as error:
@@ -88,6 +88,16 @@ def _read(spec: ValueSpec, text: str) -> Any:
             f"input {spec.name!r}: {text!r} cannot be read ({error}); expected a .npy file, "
             "file.safetensors[key], random, or a literal such as 3 or [[1, 2]]"
         ) from error
+
+
+def _literal(value: Any, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of a dtype; ValueError for numbers that torch would cut down to fit it."""
+    made = torch.tensor(value, dtype=dtype)
+    if not dtype.is_floating_point:
+        written = torch.tensor(value)
+        if not torch.equal(written, made.to(written.dtype)):
+            raise ValueError(f"not all of it is {str(dtype).removeprefix('torch.')}")
+    return made
 
 
 def _taken(signature: Signature, values: Mapping[str, Any]) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 from attrs import frozen
 
 from mmpack.multimethod.targets.base import Availability, Backend
+from mmpack.multimethod.versions import is_supported, requirement
 
 
 @frozen
@@ -21,7 +22,9 @@ class Portable(Backend):
 
     @classmethod
     def available(cls) -> Availability:
-        return Availability(builds=True, runs=True, detail="part of executorch")
+        here = is_supported("executorch")
+        remedy = None if here else f"pip install '{requirement('executorch')}'"
+        return Availability(builds=here, runs=here, detail="part of executorch", remedy=remedy)
 
     @classmethod
     def partitioners(cls, options: Any) -> list[Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from attrs import frozen
 
 from mmpack.multimethod.targets.base import Availability, Backend
+from mmpack.multimethod.versions import requirement
 
 
 @frozen
@@ -30,7 +31,7 @@ class Xnnpack(Backend):
             builds=True,
             runs=False,
             detail="this executorch has no XnnpackBackend",
-            remedy="pip install --force-reinstall --no-deps 'executorch>=1.5.1,<1.6'",
+            remedy=f"pip install --force-reinstall --no-deps '{requirement('executorch')}'",
         )
 
     @classmethod

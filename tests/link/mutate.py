@@ -83,7 +83,9 @@ def crashes(paths: Sequence[Path], inputs: Path) -> list[Crash]:
         if child.returncode >= 0 and len(done) == len(left):
             return found
         killed = left[len(done)]
-        found.append(Crash(killed, -child.returncode, child.stderr[-1500:]))
+        found.append(
+            Crash(killed, -child.returncode, child.stderr.partition("Extension modules")[0][-1500:])
+        )
         left = left[len(done) + 1 :]
     return found
 

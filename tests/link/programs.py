@@ -125,7 +125,7 @@ def portable(
     models = model if isinstance(model, Mapping) else {name: model}
     edge = to_edge(
         {
-            method: export(one.eval(), args, dynamic_shapes=dynamic, strict=True)
+            method: export(one.eval(), args, dynamic_shapes=dynamic)
             for method, one in models.items()
         },
         compile_config=EdgeCompileConfig(_check_ir_validity=False),
@@ -143,7 +143,7 @@ def xnnpack(
     models: Mapping[str, tuple[nn.Module, tuple[torch.Tensor, ...]]], **dynamic: Any
 ) -> bytes:
     programs = {
-        name: export(model.eval(), args, dynamic_shapes=dynamic.get(name), strict=True)
+        name: export(model.eval(), args, dynamic_shapes=dynamic.get(name))
         for name, (model, args) in models.items()
     }
     lowered = to_edge_transform_and_lower(

@@ -224,3 +224,29 @@ def test_programs_without_state_get_no_third_memory(pte: Pte, tmp_path: Path) ->
     assert report.state == ()
     with open_program(tmp_path / "x.pte") as file:
         assert all(len(plan.non_const_buffer_sizes or ()) == 2 for plan in file.plans)
+
+
+def test_named_state_among_activations_is_not_guessed_either(pte: Pte, tmp_path: Path) -> None:
+    with pytest.raises(LinkError, match="buffer 'cache' is in method 'put' of .* and in method"):
+        link([pte("put"), pte("bump_in_work_named")], tmp_path / "x.pte")
+
+
+def test_state_among_activations_may_be_shared(pte: Pte, stock: OpenStock, tmp_path: Path) -> None:
+    files = [pte("put"), pte("bump_in_work_named")]
+    link(files, tmp_path / "x.pte", shared=["cache"])
+    models = sharing({"put": Put(), "bump": Bump()}, "cache")
+    equal_to_eager(stock(tmp_path / "x.pte"), models, ("put", "bump", "bump", "put", "bump"))
+
+
+@pytest.mark.parametrize("first", [["put", "bump"], ["put_in_work", "bump_in_work"]])
+def test_a_linked_program_may_be_linked_again(
+    first: list[str], pte: Pte, stock: OpenStock, tmp_path: Path
+) -> None:
+    named = first[0] == "put"
+    said: dict[str, list[str]] = {"shared": ["cache"]} if named else {}
+    link([pte(name) for name in first], tmp_path / "a.pte", **said)  # type: ignore[arg-type]
+    link([tmp_path / "a.pte", pte("peek")], tmp_path / "x.pte", undeclared="private")
+    models = three()
+    if named:
+        sharing({name: models[name] for name in ("put", "bump")}, "cache")
+    equal_to_eager(stock(tmp_path / "x.pte"), models)

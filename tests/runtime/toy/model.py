@@ -10,7 +10,7 @@ class Toy(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("total", torch.tensor([7.0, -1.0]))
-        self.register_buffer("calls", torch.tensor([10.0]))
+        self.register_buffer("calls", torch.zeros(1))
 
     def blend(self, x: Tensor, y: Tensor, picks: Tensor) -> tuple[Tensor, Tensor]:
         """[2, 3], [2, 3], [4] int64 -> [2, 3], [2, 4]."""
@@ -25,12 +25,12 @@ class Toy(nn.Module):
         return torch.cat([x, -y], dim=1)
 
     def add(self, amount: Tensor) -> tuple[Tensor, Tensor]:
-        """[2] -> the new total, and how many calls this method had, from 10."""
+        """[2] -> the new total, and how many calls this method had."""
         self.calls.add_(1)
         self.total.add_(amount)
         return self.total.clone(), self.calls.clone()
 
     def scaled(self, factor: Tensor) -> tuple[Tensor, Tensor]:
-        """[2] -> the total times factor, and how many calls this method had, from 10."""
+        """[2] -> the total times factor, and how many calls this method had."""
         self.calls.add_(1)
         return self.total * factor, self.calls.clone()

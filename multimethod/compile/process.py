@@ -1,0 +1,103 @@
+"""One worker process, as its parent sees it: `worker.py` is the other side."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from attrs import frozen
+
+
+@frozen
+class Job:
+    """One exported program to lower. All paths are absolute."""
+
+    method: str
+    unit: Path
+    backend: str
+    options: dict[str, Any]
+    output: Path
+    log: Path
+
+
+@frozen
+class Answer:
+    """What came of a job: the worker's figures, or an error in words."""
+
+    job: Job
+    figures: dict[str, Any]
+    error: str | None
+
+
+class Worker:
+    """A warm process. `log` gets what it prints before its first job."""
+
+    def __init__(self, log: Path) -> None:
+        with open(log, "ab") as early:
+            self._process = subprocess.Popen(
+                # -P: what lies in the working directory is not to be imported.
+                [sys.executable, "-P", "-m", "mmpack.multimethod.compile.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=early,
+                text=True,
+                # Ctrl-C is for the parent, which kills the group that this begins.
+                start_new_session=True,
+            )
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def run(self, job: Job, threads: int) -> Answer:
+        """Have the worker do a job. If it dies on it, that is the answer."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        line = {
+            "method": job.method,
+            "unit": str(job.unit),
+            "backend": job.backend,
+            "options": job.options,
+            "output": str(job.output),
+            "log": str(job.log),
+            "threads": threads,
+        }
+        try:
+            self._process.stdin.write(json.dumps(line) + "\n")
+            self._process.stdin.flush()
+            figures = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError):  # a broken pipe, or half an answer
+            self.kill()
+            code = self._process.wait()
+            died = f"{job.method}: the compiler process died ({_how(code)})"
+            return Answer(job, {}, f"{died}\n  log: {job.log}")
+        error = figures.pop("error", None)
+        return Answer(job, figures, f"{error}\n  log: {job.log}" if error else None)
+
+    def kill(self) -> None:
+        """Kill it with all processes that it started. A dead one keeps its exit code."""
+        if self.alive:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def close(self) -> None:
+        """Let it end: without input it has no more to do."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(OSError):
+            self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait()
+
+
+def _how(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

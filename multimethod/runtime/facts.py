@@ -1,0 +1,49 @@
+"""What a file says of its methods, as far as running them goes."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from mmpack.multimethod.link import Manifest, PteFile, foreign_signature
+from mmpack.multimethod.link.schema import ExecutionPlan, Tensor
+from mmpack.multimethod.link.state_find import STATE
+from mmpack.multimethod.signature import Signature
+
+_CHANNELS_LAST = ((0, 2, 3, 1), (0, 2, 3, 4, 1))
+
+
+@frozen
+class Facts:
+    """One method. backends: those that it has delegates for; stateful: it uses memory that
+    outlives a call; channels_last: positions of inputs whose memory is laid out that way, which
+    the runtime takes for granted."""
+
+    signature: Signature
+    backends: tuple[str, ...]
+    stateful: bool
+    channels_last: frozenset[int]
+
+
+def read_facts(file: PteFile, manifest: Manifest | None) -> dict[str, Facts]:
+    """By method, in the program's order. A signature that the manifest does not have is derived
+    from the plan."""
+    facts = {}
+    for plan in file.plans:
+        name = plan.name or ""
+        record = manifest.methods.get(name) if manifest is not None else None
+        facts[name] = Facts(
+            signature=record.signature if record is not None else foreign_signature(file, name),
+            backends=tuple(dict.fromkeys(d.id or "" for d in plan.delegates or ())),
+            stateful=any((plan.non_const_buffer_sizes or ())[STATE:]),
+            channels_last=_channels_last(plan),
+        )
+    return facts
+
+
+def _channels_last(plan: ExecutionPlan) -> frozenset[int]:
+    values = [(plan.values or [])[index].val for index in plan.inputs or ()]
+    return frozenset(
+        position
+        for position, value in enumerate(values)
+        if isinstance(value, Tensor) and tuple(value.dim_order or ()) in _CHANNELS_LAST
+    )

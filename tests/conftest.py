@@ -1,0 +1,110 @@
+"""Programs that tests share, built once a session into folders of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+HERE = Path(__file__).parent
+
+TOY_SPEC = HERE / "runtime" / "toy" / "toy.yaml"
+
+
+@pytest.fixture(scope="session")
+def build_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of compiled methods that is empty when the session begins, and common to it."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def toy_spec() -> Path:
+    """The spec of `toy`."""
+    return TOY_SPEC
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory, build_cache: Path) -> Path:
+    """A program of five small methods on portable kernels: static, dynamic, stepped, and two that
+    share state. See `runtime/toy`."""
+    from mmpack.multimethod import build
+
+    path = tmp_path_factory.mktemp("toy") / "toy.pte"
+    build(TOY_SPEC, path, cache=build_cache)
+    return path
+
+
+@pytest.fixture
+def toy_model() -> Any:
+    """What `toy` was made from, anew for every test since it has state: the eager oracle."""
+    spec = importlib.util.spec_from_file_location("toy_model", TOY_SPEC.with_name("model.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Toy().eval().requires_grad_(False)
+
+
+class _Products(nn.Module):
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return a @ b, a + 1
+
+
+class _Scaled(nn.Module):
+    def forward(self, x: torch.Tensor, times: int, plus: float, on: bool) -> torch.Tensor:
+        return x * times + plus
+
+
+class _Pooled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.max_pool2d(x, 2)
+
+
+class _Delegated(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + x
+
+
+@pytest.fixture(scope="session")
+def foreign(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that ExecuTorch's own exporter made, without a manifest: `products` with dynamic
+    shapes, `scaled` with Python scalars, `pooled` of a channels-last image, `delegated` to
+    XNNPACK, the constant `get_vocab_size`."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from torch.export import Dim, export
+
+    shapes = ({0: Dim("m", min=1, max=8)}, {1: Dim("n", min=1, max=9)})
+    image = torch.ones(1, 2, 4, 6).to(memory_format=torch.channels_last)
+    programs = {
+        "products": export(
+            _Products(), (torch.ones(3, 4), torch.ones(4, 5)), dynamic_shapes=shapes
+        ),
+        "scaled": export(_Scaled(), (torch.ones(3), 2, 1.0, True)),
+        "pooled": export(_Pooled(), (image,)),
+        "delegated": export(_Delegated(), (torch.ones(2, 2),)),
+    }
+    lowered = to_edge_transform_and_lower(
+        programs,
+        partitioner={"delegated": [XnnpackPartitioner()]},
+        constant_methods={"get_vocab_size": 256},
+    )
+    path = tmp_path_factory.mktemp("foreign") / "foreign.pte"
+    path.write_bytes(lowered.to_executorch().buffer)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stock() -> Callable[[Path], Any]:
+    """A program in ExecuTorch's own Python runtime, the oracle of what a file computes."""
+
+    def load(path: Path) -> Any:
+        from executorch.runtime import Runtime
+
+        return Runtime.get().load_program(path)
+
+    return load

@@ -1,0 +1,69 @@
+"""The progress of a build: plain lines in a pipe, bars on a terminal."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+
+from mmpack.multimethod.report.display import Display
+
+
+def build(display: Display) -> None:
+    """A small build as `Progress` is told of it."""
+    with display:
+        display.stage("compile", 3)
+        display.done("a", "cached")
+        display.start("b")
+        display.start("c")
+        display.done("c")
+        display.done("b", "failed")
+        display.stage("link", 1)
+        display.done("")
+
+
+def test_in_a_pipe_every_finished_method_is_a_plain_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console = Console(file=io.StringIO())
+    build(Display(console))
+    lines = re.sub(r"\d+\.\d s", "# s", capsys.readouterr().out).splitlines()
+    assert lines == [
+        "compile 1/3 a (cached)",
+        "compile 2/3 c (# s)",
+        "compile 3/3 b (failed)",
+    ]
+    assert isinstance(console.file, io.StringIO) and console.file.getvalue() == ""
+
+
+def test_on_a_terminal_stages_are_bars_and_methods_at_work_stand_beside_them(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80, color_system=None)
+    display = Display(console)
+    with display:
+        display.stage("compile", 2)
+        display.start("one")
+        display.start("two")
+        display._bars.refresh()
+        display.done("one")
+        display._bars.refresh()
+        display.done("two")
+    assert isinstance(console.file, io.StringIO)
+    frames = re.split(r"\r|\n|\x1b\[\S*?[A-Za-z]", console.file.getvalue())
+    rows = [frame for frame in frames if frame.startswith("compile")]
+    assert any("0/2" in row and row.rstrip().endswith("one, two") for row in rows)
+    assert any("1/2" in row and row.rstrip().endswith("two") for row in rows)
+    assert "2/2" in rows[-1] and "one" not in rows[-1] and "two" not in rows[-1]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_build_that_fails_leaves_the_terminal_usable() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with pytest.raises(ValueError, match="broken"), Display(console) as display:
+        display.stage("compile", 1)
+        raise ValueError("broken")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().endswith("\x1b[?25h")  # the cursor is shown again

@@ -1,0 +1,134 @@
+"""What `inspect` shows of a program, of ours and of others."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmpack.multimethod import FormatError, inspect, load
+
+TOY = """\
+toy.pte: # kB, 5 methods, made by mmpack #
+
+blend(x: float32[2, three=3], y: float32[2, three=3], picks: int64[4])\
+ -> (mixed: float32[2, 3], picked: float32[2, 4])
+  target plain, no delegate
+  on the CPU: aten::index_select.out, aten::mul.out, aten::sub.out,\
+ dim_order_ops::_to_dim_order_copy.out
+  data #, arenas 144 B, max error #
+matmul(a: float32[m=1..8, 4], b: float32[4, n=2..8]) -> (product: float32[m, n])
+  target plain, no delegate
+  on the CPU: aten::mm.out
+  data #, arenas 512 B, max error #
+window(x: float32[w=4..16:4, 2], y: float32[w=4..16:4, 2]) -> (joined: float32[w, 4])
+  target plain, no delegate
+  on the CPU: aten::cat.out, aten::neg.out
+  data #, arenas 512 B, max error #
+add(amount: float32[2]) -> (total: float32[2], calls: float32[1])
+  target plain, no delegate
+  on the CPU: aten::add.out × 2, aten::copy_ × 2, dim_order_ops::_clone_dim_order.out × 2,\
+ dim_order_ops::_to_dim_order_copy.out
+  data #, arenas 64 B + 48 B, max error #
+scaled(factor: float32[2]) -> (product: float32[2], calls: float32[1])
+  target plain, no delegate
+  on the CPU: aten::add.out, aten::copy_, aten::mul.out, dim_order_ops::_clone_dim_order.out,\
+ dim_order_ops::_to_dim_order_copy.out
+  data #, arenas 64 B + 48 B, max error #
+
+constants
+  get_max_rows = 16
+  scale = 0.25
+  title = 'a toy'
+
+state total: float32[2], shared by add, scaled
+
+state calls: float32[1], private to add
+
+state calls: float32[1], private to scaled
+
+constant data #, named data # in 2 blobs, # saved by sharing
+  executorch: #
+  model: model.py:Toy
+  spec: toy.yaml
+  spec_sha256: #
+  torch: #
+the checksum is right"""
+
+
+def without_figures(text: str, path: Path) -> str:
+    """The text of an inspection with `#` for what depends on versions and on the machine."""
+    text = text.replace(f"{path}: ", f"{path.name}: ")
+    text = re.sub(r"(?<=\.pte: )[\d.]+", "#", text)
+    text = re.sub(r"(?<=made by mmpack )\S+", "#", text)
+    text = re.sub(r"(?<=data )[\d.]+ k?B", "#", text)
+    text = re.sub(r"[\d.]+ k?B(?= saved)", "#", text)
+    text = re.sub(r"(?<=max error )\S+", "#", text)
+    return re.sub(r"(?<=\n  )(executorch|torch|spec_sha256): \S+", r"\1: #", text)
+
+
+def test_a_program_of_ours_is_shown_whole(toy: Path) -> None:
+    assert without_figures(str(inspect(toy)), toy) == TOY
+
+
+FOREIGN = """\
+foreign.pte: # kB, 5 methods
+
+delegated(in_0: float32[2, 2]) -> (out_0: float32[2, 2])
+  1 × XnnpackBackend
+  data #, arenas 32 B
+pooled(in_0: float32[1, 2, 4, 6]) -> (out_0: float32[1, 2, 2, 3])
+  no delegate
+  on the CPU: aten::max_pool2d_with_indices.out
+  data #, arenas 352 B
+products(in_0: float32[in_0_0=1..8, in_0_1=1..4], in_1: float32[in_1_0=1..4, in_1_1=1..9])\
+ -> (out_0: float32[out_0_0, out_0_1], out_1: float32[out_1_0, out_1_1])
+  no delegate
+  on the CPU: aten::add.out, aten::mm.out
+  data #, arenas 704 B
+scaled(in_0: float32[3], in_1: int, in_2: float, in_3: bool) -> (out_0: float32[3])
+  no delegate
+  on the CPU: aten::add.out, aten::mul.out, dim_order_ops::_to_dim_order_copy.out × 2
+  data #, arenas 96 B
+get_vocab_size() -> (out_0: int)
+  no delegate
+  data #, arenas none
+
+constant data #, named data # in 0 blobs, # saved by sharing
+no checksum: mmpack did not make this file"""
+
+
+def test_a_foreign_program_is_shown_too(foreign: Path) -> None:
+    assert without_figures(str(inspect(foreign)), foreign) == FOREIGN
+
+
+def test_the_plain_form_survives_json_and_says_the_same(toy: Path) -> None:
+    seen = inspect(toy)
+    plain = json.loads(json.dumps(seen.as_dict()))
+    assert plain["size"] == toy.stat().st_size
+    assert list(plain["methods"]) == ["blend", "matmul", "window", "add", "scaled"]
+    matmul = plain["methods"]["matmul"]
+    assert matmul["text"] == str(load(toy).signature("matmul"))
+    assert matmul["signature"]["dims"]["n"] == {"name": "n", "min": 2, "max": 8, "step": 1}
+    assert matmul["left"] == {"aten::mm.out": 1}
+    assert matmul["verified"] is True
+    assert plain["constants"] == {"get_max_rows": 16, "scale": 0.25, "title": "a toy"}
+    assert [(s["name"], s["shared"], s["methods"]) for s in plain["state"]] == [
+        ("total", True, ["add", "scaled"]),
+        ("calls", False, ["add"]),
+        ("calls", False, ["scaled"]),
+    ]
+    assert plain["provenance"]["torch"] == torch.__version__
+    assert plain["checksum"] == "right"
+
+
+def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "not.pte"
+    path.write_bytes(b"not a program" * 9)
+    with pytest.raises(FormatError, match=r"not\.pte"):
+        inspect(path)
+    with pytest.raises(FormatError, match=r"none\.pte: cannot be opened: No such file"):
+        inspect(tmp_path / "none.pte")

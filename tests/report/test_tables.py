@@ -1,0 +1,97 @@
+"""Tables and sizes as people read them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from mmpack.multimethod import BuildReport, Dim, LinkReport, Signature, ValueSpec
+from mmpack.multimethod.build import MethodReport
+from mmpack.multimethod.link import Manifest
+from mmpack.multimethod.report.tables import build_summary, build_table, checked_table, size
+from mmpack.multimethod.verify import Checked
+
+SIGNATURE = Signature(
+    "layers.0.[odd]",
+    (ValueSpec("hidden", "float32", (1, "n", 96)), ValueSpec("ids", "int64", ("n",))),
+    (ValueSpec("out", "float32", (1, "n")),),
+    {"n": Dim("n", 1, 64)},
+)
+
+
+def report(*, cached: bool, error: float | None) -> BuildReport:
+    methods = (
+        MethodReport(SIGNATURE, "cpu", 12, 9, 2_500_000, cached, error),
+        MethodReport(Signature("empty", (), ()), "plain", 0, 0, 0, True, error),
+    )
+    link = LinkReport(Path("m.pte"), 3_000_000, 2_600_000, 2_500_000, {}, (), Manifest())
+    flows = (Checked("flow prefill", 1.25e-6, 1e-4, "output 'logits' at 80 rows"),)
+    return BuildReport(Path("m.pte"), methods, flows if error is not None else (), link)
+
+
+def shown(table: Table, width: int = 100) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table)
+    assert isinstance(console.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def test_a_build_is_shown_method_by_method() -> None:
+    assert shown(build_table(report(cached=False, error=2e-6))) == (
+        "method          target  inputs                            delegated    size  max error\n"
+        "layers.0.[odd]  cpu     hidden [1, n, 96], ids int64 [n]        75%  2.5 MB    2.0e-06\n"
+        "empty           plain                                             –     0 B    2.0e-06"
+    )
+
+
+def test_figures_stay_whole_where_the_terminal_is_narrow() -> None:
+    text = shown(build_table(report(cached=False, error=None)), width=60)
+    assert "not verified" in text and "2.5 MB" in text and "75%" in text
+    assert "".join(line[:7].strip() for line in text.splitlines()).startswith("method")
+
+
+def test_the_summary_says_what_was_compiled_and_what_agrees() -> None:
+    assert build_summary(report(cached=False, error=2e-6)) == (
+        "dims: n=1..64\n"
+        "m.pte: 2 methods, 3.0 MB, 100.0 kB saved by sharing\n"
+        "1 of 2 methods compiled, the rest taken from the cache\n"
+        "flow prefill agrees with the model: max error 1.2e-06 (output 'logits' at 80 rows)"
+    )
+
+
+def test_the_summary_says_if_nothing_was_compiled() -> None:
+    assert build_summary(report(cached=True, error=None)).endswith(
+        "nothing was compiled: every method was in the cache"
+    )
+
+
+def test_a_verification_is_shown_row_by_row() -> None:
+    rows = [
+        Checked("a[0]", 1.25e-6, 1e-4, "output 'x' at n=3"),
+        Checked("flow f", float("inf"), 1e-4, ""),
+    ]
+    assert shown(checked_table(rows)) == (
+        "checked  max error  allowed  at\n"
+        "a[0]     1.2e-06    1e-04    output 'x' at n=3\n"
+        "flow f   inf        1e-04"
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.0 kB"),
+        (1_500_000, "1.5 MB"),
+        (999_999, "1.0 MB"),
+        (5_000_000_000, "5.0 GB"),
+        (5_000_000_000_000, "5000.0 GB"),
+    ],
+)
+def test_sizes_are_in_the_unit_that_fits(count: int, text: str) -> None:
+    assert size(count) == text
