@@ -108,3 +108,13 @@ def stock() -> Callable[[Path], Any]:
         return Runtime.get().load_program(path)
 
     return load
+
+
+@pytest.fixture
+def project(tmp_path: Path, build_cache: Path) -> Any:
+    """A folder to write a model and a spec into; see `compile/projects.py`."""
+    from .compile.projects import Project
+
+    folder = tmp_path / "project"
+    folder.mkdir()
+    return Project(folder, build_cache)

@@ -58,6 +58,15 @@ def module_of_file(path: Path) -> ModuleType:
     return sys.modules[name]
 
 
+def places() -> list[tuple[str, str]]:
+    """Folder and file of everything that specs named, for another process to import as well."""
+    return [
+        (str(folder), str(file))
+        for name, (folder, file, _) in _imported.items()
+        if name.startswith(_PREFIX)
+    ]
+
+
 def plain_name(module: str) -> str:
     """A module's name without the hash that `module_of_file` puts in it."""
     return re.sub(rf"^{_PREFIX}(.+)_[0-9a-f]{{16}}$", r"\1.py", module)

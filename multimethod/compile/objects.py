@@ -12,10 +12,13 @@ from collections.abc import Mapping
 
 import torch
 from attrs import frozen
+from torch import nn
+from torch.export import ExportedProgram
 
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
 from mmpack.multimethod.compile.fingerprint import Fingerprints, digest
+from mmpack.multimethod.compile.imports import places
 from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.state import State, Touched
@@ -127,7 +130,22 @@ class Compiler:
             options=dict(unit.options),
             output=self._store.scratch(f"{key}.pte"),
             log=self._store.log(name, key),
+            imports=_registering(exported.program, unit.module),
         )
+
+
+def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tuple[str, str], ...]:
+    """What a worker must import to know the program's operators; nothing for PyTorch's own."""
+    names = {
+        node.target.namespace
+        for node in program.graph.nodes
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+    }
+    if names <= {"aten", "prim", "prims"}:
+        return ()
+    homes = {base.__module__ for inside in module.modules() for base in type(inside).__mro__}
+    own = sorted(h for h in homes if not h.startswith(("_mmpack_", "torch", "builtins")))
+    return (*places(), *own)
 
 
 def _is_about_writing(error: Exception) -> bool:

@@ -13,10 +13,17 @@ from typing import Any
 
 from attrs import frozen
 
+# -P: what lies in the working directory is not to be imported.
+COMMAND = (sys.executable, "-P", "-m", "mmpack.multimethod.compile.worker")
+
 
 @frozen
 class Job:
-    """One exported program to lower. All paths are absolute."""
+    """One exported program to lower. All paths are absolute.
+
+    imports: what registers the operators of the program that are not PyTorch's own: names of
+    Python modules, and (folder to import from, file) for the user's files.
+    """
 
     method: str
     unit: Path
@@ -24,6 +31,7 @@ class Job:
     options: dict[str, Any]
     output: Path
     log: Path
+    imports: tuple[str | tuple[str, str], ...] = ()
 
 
 @frozen
@@ -41,8 +49,7 @@ class Worker:
     def __init__(self, log: Path) -> None:
         with open(log, "ab") as early:
             self._process = subprocess.Popen(
-                # -P: what lies in the working directory is not to be imported.
-                [sys.executable, "-P", "-m", "mmpack.multimethod.compile.worker"],
+                COMMAND,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=early,
@@ -65,6 +72,7 @@ class Worker:
             "options": job.options,
             "output": str(job.output),
             "log": str(job.log),
+            "imports": job.imports,
             "threads": threads,
         }
         try:

@@ -7,6 +7,7 @@ warm between jobs, and ends when stdin does: at once, so that it does not outliv
 from __future__ import annotations
 
 import ctypes
+import importlib
 import json
 import os
 import signal
@@ -64,6 +65,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         from mmpack.multimethod.compile.lower import lower
 
         torch.set_num_threads(job["threads"])
+        _register(job["imports"])
         lowered = lower(
             torch.export.load(job["unit"]),
             job["method"],
@@ -84,6 +86,18 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         "delegated": lowered.delegated,
         "left": dict(lowered.left),
     }
+
+
+def _register(imports: list[Any]) -> None:
+    from mmpack.multimethod.compile.imports import importable, module_of_file
+
+    for thing in imports:
+        if isinstance(thing, str):
+            importlib.import_module(thing)
+            continue
+        folder, file = map(Path, thing)
+        with importable(folder):
+            module_of_file(file)
 
 
 if __name__ == "__main__":

@@ -50,15 +50,21 @@ class Flow:
         length = self._length(inputs)
         self._require_room(context, length)
         pieces: dict[str, list[Tensor]] = {name: [] for name in self.plan.joins}
-        for start in range(0, length, self.plan.size):
-            rows = min(self.plan.size, length - start)
-            given = {
-                name: _piece(inputs[name], cut, start, rows) for name, cut in self.plan.cuts.items()
-            }
-            values = self._run_piece(given, rows, context)
-            context.position += rows
-            for name, axis in self.plan.joins.items():
-                pieces[name].append(values[name].narrow(axis, 0, rows))
+        begin = context.position
+        try:
+            for start in range(0, length, self.plan.size):
+                rows = min(self.plan.size, length - start)
+                given = {
+                    name: _piece(inputs[name], cut, start, rows)
+                    for name, cut in self.plan.cuts.items()
+                }
+                values = self._run_piece(given, rows, context)
+                context.position += rows
+                for name, axis in self.plan.joins.items():
+                    pieces[name].append(values[name].narrow(axis, 0, rows))
+        except BaseException:
+            self._rewind(context, begin)
+            raise
         return self._result(
             *(torch.cat(pieces[name], dim=axis) for name, axis in self.plan.joins.items())
         )
@@ -85,10 +91,35 @@ class Flow:
                 values[name] = getattr(result, output)
         return values
 
+    def _rewind(self, context: Context, position: int) -> None:
+        """Forget what a run that failed has fed: caches are zero beyond what they hold."""
+        context.position = position
+        for name, spec in self.plan.caches.items():
+            if name in context.caches:
+                rest = spec.dim.max - position
+                context.caches[name].narrow(spec.axis, position, rest).zero_()
+
     def _append(self, name: str, piece: Tensor, rows: int, context: Context) -> None:
         spec = self.plan.caches[name]
-        cache = _storage(name, spec, piece.dtype, context)
+        cache = self._storage(name, spec, context)
         cache.narrow(spec.axis, context.position, rows).copy_(piece.narrow(spec.axis, 0, rows))
+
+    def _storage(self, name: str, spec: CacheSpec, context: Context) -> Tensor:
+        """A cache's memory, allocated whole at its first use, so that growing copies nothing."""
+        shape = [
+            spec.dim.max if axis == spec.axis else int(size)
+            for axis, size in enumerate(spec.value.shape or ())
+        ]
+        dtype: torch.dtype = getattr(torch, spec.value.dtype)
+        if name not in context.caches:
+            context.caches[name] = torch.zeros(shape, dtype=dtype)
+        cache = context.caches[name]
+        if list(cache.shape) != shape or cache.dtype is not dtype:
+            raise self._error(
+                f"cache {name!r} of this context is {list(cache.shape)} {cache.dtype}, as another "
+                f"flow made it, and must be {shape} {dtype} here"
+            )
+        return cache
 
     def _cached(self, name: str, length: int, context: Context) -> Tensor:
         spec = self.plan.caches[name]
@@ -100,7 +131,10 @@ class Flow:
         names = list(self.plan.cuts)
         if len(args) > len(names):
             raise self._error(f"takes {len(names)} inputs, got {len(args)}")
-        bound = {**dict(zip(names, args, strict=False)), **kwargs}
+        bound = dict(zip(names, args, strict=False))
+        for name in bound.keys() & kwargs.keys():
+            raise self._error(f"input {name!r} was given twice")
+        bound |= kwargs
         for name in bound.keys() - set(names):
             raise self._error(f"has no input {name!r};{nearest(name, names)}")
         missing = [name for name in names if name not in bound]
@@ -112,9 +146,21 @@ class Flow:
         """How many rows the inputs have along the axis that they are cut along."""
         lengths = {}
         for name, cut in self.plan.cuts.items():
-            tensor, rank = inputs[name], len(cut.value.shape or ())
-            if tensor.dim() != rank:
-                raise self._error(f"input {name!r} must have {rank} axes, got {list(tensor.shape)}")
+            tensor, wanted = inputs[name], list(cut.value.shape or ())
+            if not isinstance(tensor, Tensor):
+                raise self._error(f"input {name!r} must be a tensor, got {type(tensor).__name__}")
+            if tensor.dim() != len(wanted):
+                raise self._error(
+                    f"input {name!r} must have {len(wanted)} axes, got {list(tensor.shape)}"
+                )
+            wanted[cut.axis] = tensor.shape[cut.axis]
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            if list(tensor.shape) != wanted or dtype != cut.value.dtype:
+                wanted[cut.axis] = "any length"
+                raise self._error(
+                    f"input {name!r} must be {cut.value.dtype}[{', '.join(map(str, wanted))}], "
+                    f"got {dtype}{list(tensor.shape)}"
+                )
             lengths[name] = tensor.shape[cut.axis]
         if len(set(lengths.values())) != 1:
             raise self._error(f"its inputs must be equally long, got {lengths}")
@@ -144,14 +190,3 @@ def _piece(whole: Tensor, cut: Cut, start: int, rows: int) -> Tensor:
     padded = piece.new_zeros(shape)
     padded.narrow(cut.axis, 0, rows).copy_(piece)
     return padded
-
-
-def _storage(name: str, spec: CacheSpec, dtype: torch.dtype, context: Context) -> Tensor:
-    """The memory of a cache, allocated whole at its first use, so that growing copies nothing."""
-    if name not in context.caches:
-        shape = [
-            spec.dim.max if axis == spec.axis else size
-            for axis, size in enumerate(spec.value.shape or ())
-        ]
-        context.caches[name] = torch.zeros([int(s) for s in shape], dtype=dtype)
-    return context.caches[name]

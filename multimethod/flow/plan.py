@@ -92,10 +92,7 @@ class _Planner:
         self.values: dict[str, tuple[str, ValueSpec]] = {}
 
     def plan(self, flow: FlowSpec) -> Plan:
-        sizes = {self.dims[d].min for d in self.cut.values() if d in self.dims}
-        if len(sizes) != 1:
-            raise self.error(f"its inputs are cut in pieces of different sizes: {sorted(sizes)}")
-        (self.size,) = sizes
+        self.size = self._piece_size()
         planned = tuple(self._step(step) for step in flow.steps)
         for unused in self.cut.keys() - self.cuts.keys():
             raise self.error(f"no step takes its input {unused!r}")
@@ -107,6 +104,20 @@ class _Planner:
                 raise self.error(f"no step gives {output!r};{nearest(output, self.values)}")
             joins[output] = self._piece_axis(*self.values[output])
         return Plan(self.name, self.cuts, self.caches, planned, joins, flow.reference, self.size)
+
+    def _piece_size(self) -> int:
+        sizes: dict[int, Dim] = {}
+        for name, dim_name in self.cut.items():
+            dim = self.dims.get(dim_name)
+            if dim is None:
+                raise self.error(f"no method takes the dim {dim_name!r}, which cuts {name!r}")
+            if not dim.fixed:
+                raise self.error(f"pieces of {name!r} are all of one size, and {dim} is not fixed")
+            sizes[dim.min] = dim
+        if len(sizes) != 1:
+            told = " and ".join(map(str, sizes.values())) or "nothing is cut"
+            raise self.error(f"all inputs are cut in pieces of one size, got {told}")
+        return next(iter(sizes))
 
     def _step(self, step: StepSpec) -> Step:
         assert step.run is not None
@@ -128,6 +139,9 @@ class _Planner:
         for value, (_, source) in zip(signature.inputs, inputs, strict=True):
             self._edge(signature, value, source)
         for output, cache in step.append.items():
+            if cache in self.appended:
+                first = self.appended[cache][0]
+                raise self.error(f"both {first} and {step.run} append to cache {cache!r}")
             self.appended[cache] = (step.run, outputs[output])
         gives = tuple((n, step.gives.get(n, n)) for n in outputs if n not in step.append)
         for output, target in gives:
@@ -147,7 +161,13 @@ class _Planner:
             axes = [a for a, s in enumerate(wanted.shape or ()) if s == dim]
             if len(axes) != 1:
                 raise self.error(f"{where} must have the dim {dim!r} on one axis to be cut by it")
-            self.cuts.setdefault(source, Cut(wanted, axes[0], self.size))
+            cut = Cut(self._fixed(wanted, axes[0], where), axes[0], self.size)
+            before = self.cuts.setdefault(source, cut)
+            if (before.axis, *_kind(before.value)) != (cut.axis, *_kind(cut.value)):
+                raise self.error(
+                    f"{where} takes {wanted.show(self.dims)}, another step took {source!r} as "
+                    f"{before.value.show(self.dims)}"
+                )
         elif source == POSITIONS:
             positions = ValueSpec(POSITIONS, "int64", (self.size,))
             if wrong := agree(positions, wanted, self.dims):
@@ -163,11 +183,26 @@ class _Planner:
         if wrong := agree(given, wanted, self.dims, cache=True):
             raise self.error(f"{where}: {wrong}")
         axis = growing_axis(given, wanted, self.dims)
-        assert axis is not None and wanted.shape is not None
-        spec = CacheSpec(wanted, axis, self.dims[str(wanted.shape[axis])])
+        assert axis is not None and wanted.shape is not None and given.shape is not None
+        if settled(given.shape[axis], self.dims) != self.size:
+            raise self.error(
+                f"{where}: axis {axis} grows by {given.shape[axis]} for each piece of {self.size}"
+            )
+        value = self._fixed(wanted, axis, where)
+        spec = CacheSpec(value, axis, self.dims[str(wanted.shape[axis])])
         before = self.caches.setdefault(cache, spec)
         if (before.axis, before.dim) != (spec.axis, spec.dim):
             raise self.error(f"{where}: another step reads it with {before.dim}, not {spec.dim}")
+
+    def _fixed(self, value: ValueSpec, axis: int, where: str) -> ValueSpec:
+        """The value with numbers for its fixed dims. Only `axis` may still be dynamic."""
+        shape = tuple(settled(size, self.dims) for size in value.shape or ())
+        for other, size in enumerate(shape):
+            if other != axis and isinstance(size, str):
+                raise self.error(
+                    f"{where}: {value.show(self.dims)} has a dynamic dim besides axis {axis}"
+                )
+        return evolve(value, shape=shape)
 
     def _piece_axis(self, giver: str, value: ValueSpec) -> int:
         """The axis of an output along which pieces are joined: the one that has the pieces' size;
@@ -184,4 +219,9 @@ class _Planner:
         return likely[0]
 
     def error(self, message: str) -> FlowError:
-        return FlowError(f"flow {self.name!r}: {message}")
+        # Where no name is known at all, there is no nearest one to end the message with.
+        return FlowError(f"flow {self.name!r}: {message.removesuffix(';')}")
+
+
+def _kind(value: ValueSpec) -> tuple[str, tuple[int | str, ...] | None]:
+    return value.dtype, value.shape

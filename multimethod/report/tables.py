@@ -82,7 +82,7 @@ def size(count: int) -> str:
     value = float(count)
     for unit in ("kB", "MB", "GB"):
         value /= 1000
-        if value < 1000 or unit == "GB":
+        if round(value, 1) < 1000 or unit == "GB":
             return f"{value:.1f} {unit}"
     raise AssertionError
 

@@ -33,7 +33,8 @@ class Mlp(nn.Module):
         self.down = nn.Linear(2 * width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down(torch.relu(self.up(x)))
+        y: torch.Tensor = self.down(torch.relu(self.up(x)))
+        return y
 
 
 class Twice(Mlp):
@@ -45,7 +46,8 @@ class Twice(Mlp):
 
 class Branch(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cond(x.sum() > 0, lambda t: t + 1.0, lambda t: t * 3.0, (x,))
+        y: torch.Tensor = torch.cond(x.sum() > 0, lambda t: t + 1.0, lambda t: t * 3.0, (x,))
+        return y
 
 
 class Cat(nn.Module):
@@ -59,34 +61,33 @@ class Cat(nn.Module):
 class Cache(nn.Module):
     """A buffer that calls write into: `put` sets a row, `bump` adds to all, `peek` sums."""
 
-    def __init__(self, name: str = "cache", shape: tuple[int, ...] = (4, 8)) -> None:
+    cache: torch.Tensor
+    other: torch.Tensor
+
+    def __init__(self, shape: tuple[int, ...] = (4, 8)) -> None:
         super().__init__()
-        self.held = name
-        self.register_buffer(name, torch.zeros(shape))
+        self.register_buffer("cache", torch.zeros(shape))
         self.register_buffer("other", torch.zeros(3))
 
 
 class Put(Cache):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        held = getattr(self, self.held)
-        held.copy_(x.expand_as(held))
+        self.cache.copy_(x.expand_as(self.cache))
         self.other.add_(1.0)
-        return held.sum() + self.other.sum() * 0
+        return self.cache.sum() + self.other.sum() * 0
 
 
 class Bump(Cache):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        held = getattr(self, self.held)
-        held.add_(x)
-        return held.sum()
+        self.cache.add_(x)
+        return self.cache.sum()
 
 
 class Peek(Cache):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.other.add_(x)
-        held = getattr(self, self.held)
-        held.mul_(1.0)
-        return torch.relu(held * 1.0).sum() + torch.sin(x).sum() * 0
+        self.cache.mul_(1.0)
+        return torch.relu(self.cache * 1.0).sum() + torch.sin(x).sum() * 0
 
 
 class Gather(Cache):
@@ -99,6 +100,8 @@ class Gather(Cache):
 
 class Counter(nn.Module):
     """A buffer that starts at something else than zero."""
+
+    count: torch.Tensor
 
     def __init__(self, start: float = 7.0) -> None:
         super().__init__()
@@ -136,7 +139,7 @@ def portable(
         emit_mutable_buffer_names=share if names is None else names,
         passes=list(passes),
     )
-    return edge.to_executorch(config).buffer
+    return bytes(edge.to_executorch(config).buffer)
 
 
 def xnnpack(
@@ -149,7 +152,7 @@ def xnnpack(
     lowered = to_edge_transform_and_lower(
         programs, partitioner={name: [XnnpackPartitioner()] for name in models}
     )
-    return lowered.to_executorch(ExecutorchBackendConfig()).buffer
+    return bytes(lowered.to_executorch(ExecutorchBackendConfig()).buffer)
 
 
 ROW = (torch.linspace(-1, 1, 64).reshape(2, 32),)
@@ -157,7 +160,12 @@ WIDE = (torch.linspace(-1, 1, 160).reshape(5, 32),)
 ONE = (torch.tensor([2.0]),)
 CUBES = (torch.arange(12.0).reshape(2, 3, 2), torch.ones(2, 2, 2))
 ROWS = {"x": {0: Dim("rows", min=1, max=16)}}
-CONSTANTS = {"get_max_seq_len": 128, "is_good": True, "scale": 0.25, "title": "a name"}
+CONSTANTS: dict[str, int | float | bool | str] = {
+    "get_max_seq_len": 128,
+    "is_good": True,
+    "scale": 0.25,
+    "title": "a name",
+}
 
 
 @cache

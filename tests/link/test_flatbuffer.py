@@ -33,7 +33,8 @@ def plain(value: Any) -> Any:
     if value is None or value == [] or value == () or value == b"" or value == "":
         return None
     if attrs.has(type(value)):
-        fields = sorted(f.name for f in fields_of(type(value)))
+        kind: Any = type(value)
+        fields = sorted(f.name for f in fields_of(kind))
     elif hasattr(value, "__dataclass_fields__"):
         fields = sorted(value.__dataclass_fields__)
     elif isinstance(value, list | tuple | bytes | bytearray):
@@ -124,7 +125,7 @@ def test_any_program_survives(data: st.DataObject) -> None:
 def test_inline_data_are_aligned_and_stay_in_the_file() -> None:
     program = ours.Program(constant_buffer=[ours.Buffer(b""), ours.Buffer(b"weights")])
     data = bytes(encode(program))
-    (empty, weights) = decode(data, ours.Program)[0].constant_buffer or ()
+    empty, weights = decode(data, ours.Program)[0].constant_buffer or []
     assert empty.storage == ours.Span(empty.storage.offset, 0)  # type: ignore[union-attr]
     assert isinstance(weights.storage, ours.Span) and weights.storage.offset % 16 == 0
     assert data[weights.storage.offset :][:7] == b"weights"
@@ -174,7 +175,7 @@ def test_overlapping_vectors_are_not_followed_forever() -> None:
 
 def test_a_hundred_methods_are_read_in_about_a_second(pte: Pte) -> None:
     program, _ = decode(pte("dynamic").read_bytes(), ours.Program)
-    (plan,) = program.execution_plan or ()
+    (plan,) = program.execution_plan or []
     values = plan.values or []
     plan.values = [deepcopy(values[i % len(values)]) for i in range(500)]
     data = bytes(encode(attrs.evolve(program, execution_plan=[plan] * 100)))

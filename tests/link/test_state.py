@@ -3,7 +3,7 @@ their buffers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -31,7 +31,7 @@ def sharing(models: dict[str, Cache], *names: str) -> dict[str, Cache]:
 
 
 def equal_to_eager(
-    program: Stock, models: dict[str, nn.Module], order: Sequence[str] = ORDER
+    program: Stock, models: Mapping[str, nn.Module], order: Sequence[str] = ORDER
 ) -> None:
     """Calls the methods in turn, with another input each time."""
     for step, method in enumerate(order):
@@ -227,7 +227,7 @@ def test_programs_without_state_get_no_third_memory(pte: Pte, tmp_path: Path) ->
 
 
 def test_named_state_among_activations_is_not_guessed_either(pte: Pte, tmp_path: Path) -> None:
-    with pytest.raises(LinkError, match="buffer 'cache' is in method 'put' of .* and in method"):
+    with pytest.raises(LinkError, match=r"buffer 'cache' is in method 'put' of .* and in"):
         link([pte("put"), pte("bump_in_work_named")], tmp_path / "x.pte")
 
 

@@ -79,20 +79,20 @@ foreign.pte: # kB, 5 methods
 
 delegated(in_0: float32[2, 2]) -> (out_0: float32[2, 2])
   1 × XnnpackBackend
-  data #, arenas 32 B
+  data #, arenas 96 B
 pooled(in_0: float32[1, 2, 4, 6]) -> (out_0: float32[1, 2, 2, 3])
   no delegate
   on the CPU: aten::max_pool2d_with_indices.out
-  data #, arenas 352 B
+  data #, arenas 336 B
 products(in_0: float32[in_0_0=1..8, in_0_1=1..4], in_1: float32[in_1_0=1..4, in_1_1=1..9])\
  -> (out_0: float32[out_0_0, out_0_1], out_1: float32[out_1_0, out_1_1])
   no delegate
-  on the CPU: aten::add.out, aten::mm.out
-  data #, arenas 704 B
+  on the CPU: aten::add.out, aten::mm.out, dim_order_ops::_to_dim_order_copy.out
+  data #, arenas 560 B
 scaled(in_0: float32[3], in_1: int, in_2: float, in_3: bool) -> (out_0: float32[3])
   no delegate
-  on the CPU: aten::add.out, aten::mul.out, dim_order_ops::_to_dim_order_copy.out × 2
-  data #, arenas 96 B
+  on the CPU: aten::add.out, aten::mul.out, dim_order_ops::_to_dim_order_copy.out
+  data #, arenas 48 B
 get_vocab_size() -> (out_0: int)
   no delegate
   data #, arenas none
