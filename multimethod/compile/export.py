@@ -80,13 +80,15 @@ def _exported(unit: Unit, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
         for value in unit.inputs
     )
     try:
-        return torch.export.export(
+        program = torch.export.export(
             # A type of the user's own, such as a named tuple, could not be saved for the worker.
             unit.module.flattened(),
             example,
             dynamic_shapes=(shapes,) if shapes else None,
             strict=False,
-        ).run_decompositions({})
+        )
+        _drop_twins(program)
+        return program.run_decompositions({})
     except Exception as error:
         # torch calls the dims by the names they have here, a stepped one with "_" before it.
         words = set(re.findall(r"\w+", str(error)))
@@ -95,6 +97,27 @@ def _exported(unit: Unit, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
         raise CompileError(
             f"{unit.name}: torch.export failed{dims}: {type(error).__name__}: {error}"
         ) from error
+
+
+def _drop_twins(program: ExportedProgram) -> None:
+    """Leave one input for a tensor that a module holds under several names, as a wrapper does
+    that keeps both a layer and a part of it. torch cannot decompose a program where a buffer that
+    it changes comes in twice."""
+    placeholders = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
+    first: dict[int, torch.fx.Node] = {}
+    kept = []
+    for spec in program.graph_signature.input_specs:
+        tensor = program.state_dict.get(spec.target or "", program.constants.get(spec.target or ""))
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER) and tensor is not None:
+            node = placeholders[spec.arg.name]
+            before = first.setdefault(id(tensor), node)
+            if before is not node:
+                node.replace_all_uses_with(before)
+                program.graph.erase_node(node)
+                continue
+        kept.append(spec)
+    program.graph_signature.input_specs[:] = kept
+    program.graph_module.recompile()
 
 
 def _refuse_replaced(unit: Unit, before: Mapping[str, torch.Tensor]) -> None:

@@ -80,12 +80,18 @@ class Arguments:
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Arguments by position and by name, in call order."""
+        if len(args) + len(kwargs) == self._count:
+            try:
+                return [*args, *[kwargs[name] for name in self._names[len(args) :]]]
+            except KeyError:
+                pass  # said in words below
         if len(args) > self._count:
             raise self._error(f"takes {self._count} inputs, got {len(args)}")
         bound = dict(zip(self._names, args, strict=False))
         for name, value in kwargs.items():
             if name not in self._names:
-                raise self._error(f"has no input {name!r};{nearest(name, self._names)}")
+                known = nearest(name, self._names)
+                raise self._error(f"has no input {name!r}" + (f";{known}" if known else ""))
             if name in bound:
                 raise self._error(f"input {name!r} was given twice")
             bound[name] = value

@@ -40,6 +40,8 @@ def read_inputs(
     names = [value.name for value in signature.inputs]
     for text in given:
         name, equals, value = text.partition("=")
+        if not names:
+            raise CallError(f"{text!r}: {signature.method} takes no input")
         if not equals:
             raise CallError(f"{text!r}: expected name=value, with a name of {', '.join(names)}")
         if name not in names:
@@ -48,7 +50,8 @@ def read_inputs(
             raise CallError(f"{signature.method}: input {name!r} was given twice")
         texts[name] = value
     for dim in sizes.keys() - signature.dims.keys():
-        raise CallError(f"{signature.method} has no dim {dim!r};{nearest(dim, signature.dims)}")
+        known = nearest(dim, signature.dims)
+        raise CallError(f"{signature.method} has no dim {dim!r}" + (f";{known}" if known else ""))
     values: dict[str, Any] = {
         spec.name: _read(spec, texts[spec.name])
         for spec in signature.inputs

@@ -1,0 +1,78 @@
+"""What mmpack costs: per call beside the stock runtime, and per command that needs no torch.
+
+pytest tests/bench/test_call.py --benchmark-only -s
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from mmpack.multimethod import load
+
+ROUNDS, CALLS = 41, 500
+MOST_MICROSECONDS = 5.0
+MOST_SECONDS = 0.5
+ADDER = Path(__file__).parents[2] / "examples" / "adder" / "adder.yaml"
+
+
+def microseconds(call: Callable[[], Any]) -> float:
+    """Of one call, on the average of CALLS."""
+    start = time.perf_counter()
+    for _ in range(CALLS):
+        call()
+    return (time.perf_counter() - start) / CALLS * 1e6
+
+
+@pytest.mark.parametrize("named", [0, 1, 3])
+def test_a_call_with_three_inputs(
+    toy: Path, stock: Callable[[Path], Any], benchmark: BenchmarkFixture, named: int
+) -> None:
+    """The difference to `Method.execute`, both loaded from one file, in turns, so that whatever
+    else the machine does meets both; the median of the differences. `named` inputs are given by
+    name."""
+    x, y, picks = inputs = [torch.randn(2, 3), torch.randn(2, 3), torch.tensor([2, 0, 0, 1])]
+    run = load(toy).run_method
+    execute = stock(toy).load_method("blend").execute
+    call: Callable[[], Any] = {
+        0: lambda: run("blend", x, y, picks),
+        1: lambda: run("blend", x, y, picks=picks),
+        3: lambda: run("blend", x=x, y=y, picks=picks),
+    }[named]
+    microseconds(lambda: execute(inputs))
+    microseconds(call)
+    theirs, added = [], []
+    for _ in range(ROUNDS):
+        theirs.append(microseconds(lambda: execute(inputs)))
+        added.append(microseconds(call) - theirs[-1])
+    more = statistics.median(added)
+    benchmark.extra_info["stock_us"] = round(statistics.median(theirs), 2)
+    benchmark.extra_info["added_us"] = round(more, 2)
+    benchmark(call)
+    print(
+        f"\n{named} of 3 inputs by name: stock {statistics.median(theirs):.2f} µs a call, "
+        f"mmpack adds {more:.2f} µs"
+    )
+    assert more <= MOST_MICROSECONDS
+
+
+@pytest.mark.parametrize("args", [["check", str(ADDER)], ["--help"]], ids=["check", "help"])
+def test_a_command_that_needs_no_torch(args: list[str], benchmark: BenchmarkFixture) -> None:
+    """From the start of the process to its end."""
+    command = [sys.executable, "-m", "mmpack.cli", *args]
+    benchmark.pedantic(
+        lambda: subprocess.run(command, capture_output=True, check=True), rounds=7, warmup_rounds=1
+    )
+    seconds = benchmark.stats.stats.median
+    benchmark.extra_info["median_s"] = round(seconds, 3)
+    print(f"\nmmpack {args[0]}: {seconds:.2f} s")
+    assert seconds < MOST_SECONDS
