@@ -37,6 +37,7 @@ class Describer:
 
     def __init__(self) -> None:
         self._tensors: dict[int, tuple[torch.Tensor, str]] = {}
+        self._names: dict[int, str] = {}
 
     def tensor(self, tensor: torch.Tensor) -> str:
         """sha256 of a tensor's dtype, shape and values."""
@@ -44,16 +45,21 @@ class Describer:
             self._tensors[id(tensor)] = (tensor, hash_tensor(tensor))
         return self._tensors[id(tensor)][1]
 
-    def attributes(self, module: nn.Module) -> Any:
-        """A module's class, plain attributes and hooks; not its parameters, buffers, children."""
+    def tree(self, root: nn.Module) -> Any:
+        """A module and all below it: their classes, attributes and hooks, without tensors."""
+        modules = dict(root.named_modules())
+        self._names = {id(module): name for name, module in modules.items()}
+        return [[name, self._attributes(module, ())] for name, module in modules.items()]
+
+    def _attributes(self, module: nn.Module, path: tuple[int, ...]) -> Any:
         own = {k: v for k, v in vars(module).items() if k not in _BOOKKEEPING}
         hooks = [list(getattr(module, name).values()) for name in _HOOKS]
         # A class that a factory defines may close over the factory's arguments.
         local = [c for c in type(module).__mro__ if "<locals>" in c.__qualname__]
         return [
             _class_name(type(module)),
-            self._named(own, ()),
-            self.value(hooks),
+            self._named(own, path),
+            self.value(hooks, path),
             [self._class_code(kind) for kind in local],
         ]
 
@@ -86,7 +92,8 @@ class Describer:
         if isinstance(value, Mapping):
             return [type(value).__name__, self._named(value, path)]
         if isinstance(value, nn.Module):
-            return self._loose_module(value, path)
+            name = self._names.get(id(value))
+            return ["module", name] if name is not None else self._loose_module(value, path)
         if isinstance(value, FunctionType):
             return self._function(value, path)
         if isinstance(value, MethodType):
@@ -101,7 +108,7 @@ class Describer:
     def _loose_module(self, module: nn.Module, path: tuple[int, ...]) -> Any:
         """A module that is no registered child, so that nothing else looks into it."""
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        inside = {name: self.attributes(m) for name, m in module.named_modules()}
+        inside = {name: self._attributes(m, path) for name, m in module.named_modules()}
         return [inside, {name: self.tensor(t) for name, t in tensors.items()}]
 
     def module_code(self, module: ModuleType) -> Any:

@@ -48,14 +48,13 @@ class Fingerprints:
 
     def of(self, unit: Unit) -> str:
         """The unit's fingerprint, 64 hexadecimal digits."""
-        inside = dict(unit.module.named_modules())
         content = {
             "method": unit.name,
             "inputs": [attrs.asdict(value) for value in unit.inputs],
             "dims": {name: attrs.asdict(dim) for name, dim in unit.dims.items()},
             "outputs": list(unit.spec.outputs),
             "target": [unit.backend, dict(unit.options)],
-            "modules": [[name, self._describer.attributes(m)] for name, m in inside.items()],
+            "modules": self._describer.tree(unit.module),
             "tensors": self._state(unit.module),
             "code": reachable(_homes(unit.module), self._describer),
             "versions": _versions(),

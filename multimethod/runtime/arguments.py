@@ -2,13 +2,14 @@
 
 The stock runtime checks only that a dynamic tensor has not too many elements, and answers a wrong
 call with a bare number. Here every mistake is one CallError that names the method, the input, the
-dim, what was expected and what came. A right call costs a few attribute reads: shapes that were
-accepted once are remembered.
+dim, what was expected and what came. A right call costs a few attribute reads: what inputs that
+were accepted once looked like is remembered.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,7 +19,10 @@ from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.signature import Signature, ValueSpec
 
 REMEMBERED = 4096
-"""Combinations of shapes remembered per method, so that growing caches do not grow this too."""
+"""Calls remembered per method, so that growing caches do not grow this too."""
+
+_LOOKS = attrgetter("__class__", "dtype", "is_cpu", "layout", "shape")
+"""All that a signature says of a tensor, and all that the runtime trusts but for `_plain`."""
 
 _SCALARS: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -37,46 +41,24 @@ class Arguments:
     def __init__(self, signature: Signature, channels_last: Collection[int] = ()) -> None:
         self.signature = signature
         self._names = tuple(value.name for value in signature.inputs)
-        self._dtypes = tuple(
-            getattr(torch, value.dtype) if value.shape is not None else None
-            for value in signature.inputs
-        )
         self._count = len(self._names)
         self._formats = tuple(
             _format(v, i in channels_last) for i, v in enumerate(signature.inputs)
         )
-        self._fast = None not in self._dtypes and not channels_last
-        self._seen: set[tuple[torch.Size, ...]] = set()
+        self._fast = not channels_last and all(v.shape is not None for v in signature.inputs)
+        self._seen: set[tuple[Any, ...]] = set()
 
     def accept(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
         """The inputs in call order, laid out as the method wants them. Raises CallError for
         anything that the signature does not admit."""
         if kwargs or len(args) != self._count:
             args = self._bind(args, kwargs)
-        if (
-            self._fast
-            and self._plain(args)
-            and tuple([tensor.shape for tensor in args]) in self._seen
-        ):
-            return args
+        try:
+            if tuple(map(_LOOKS, args)) in self._seen and _plain(args):
+                return args
+        except (AttributeError, RuntimeError, TypeError):
+            pass  # not a tensor, or one without a shape: said in words below
         return self._examine(args)
-
-    def _plain(self, args: Sequence[Any]) -> bool:
-        """Whether all arguments are, apart from their shapes, what the runtime can take as it
-        is. It trusts the data pointer of whatever calls itself a tensor, so nothing may be left
-        out here; the cheapest questions come first."""
-        for tensor, dtype in zip(args, self._dtypes):  # noqa: B905 (same length, hot)
-            if not (
-                type(tensor) is Tensor
-                and tensor.dtype is dtype
-                and tensor.is_cpu
-                and tensor.layout is strided
-                and not tensor.is_nested
-                and tensor.is_contiguous()
-                and not tensor.is_neg()
-            ):
-                return False
-        return True
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Arguments by position and by name, in call order."""
@@ -129,7 +111,7 @@ class Arguments:
                 value = value.detach().as_subclass(Tensor)
             checked.append(value.resolve_neg().contiguous(memory_format=layout))
         if self._fast and len(self._seen) < REMEMBERED:
-            self._seen.add(tuple([tensor.shape for tensor in checked]))
+            self._seen.add(tuple(map(_LOOKS, checked)))
         return checked
 
     def _scalar(self, spec: ValueSpec, value: Any) -> Any:
@@ -171,6 +153,11 @@ class Arguments:
     def _error(self, message: str, spec: ValueSpec | None = None) -> CallError:
         where = f"input {spec.name!r}: " if spec is not None else ""
         return CallError(f"{self.signature.method}: {where}{message}\n  {self.signature}")
+
+
+def _plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether the memory of all of them holds their elements as they are, in their order."""
+    return all(map(Tensor.is_contiguous, tensors)) and not any(map(Tensor.is_neg, tensors))
 
 
 def _format(value: ValueSpec, channels_last: bool) -> torch.memory_format:

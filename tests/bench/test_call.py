@@ -38,8 +38,11 @@ def test_a_call_with_three_inputs(
     toy: Path, stock: Callable[[Path], Any], benchmark: BenchmarkFixture, named: int
 ) -> None:
     """The difference to `Method.execute`, both loaded from one file, in turns, so that whatever
-    else the machine does meets both; the median of the differences. `named` inputs are given by
-    name."""
+    else the machine does meets both. `named` inputs are given by name.
+
+    Printed are the median of the differences and that of the best rounds, which is what is held
+    to the limit: other processes only ever add time.
+    """
     x, y, picks = inputs = [torch.randn(2, 3), torch.randn(2, 3), torch.tensor([2, 0, 0, 1])]
     run = load(toy).run_method
     execute = stock(toy).load_method("blend").execute
@@ -50,19 +53,21 @@ def test_a_call_with_three_inputs(
     }[named]
     microseconds(lambda: execute(inputs))
     microseconds(call)
-    theirs, added = [], []
+    theirs, ours = [], []
     for _ in range(ROUNDS):
         theirs.append(microseconds(lambda: execute(inputs)))
-        added.append(microseconds(call) - theirs[-1])
-    more = statistics.median(added)
-    benchmark.extra_info["stock_us"] = round(statistics.median(theirs), 2)
-    benchmark.extra_info["added_us"] = round(more, 2)
+        ours.append(microseconds(call))
+    middle = statistics.median(o - t for o, t in zip(ours, theirs, strict=True))
+    best = min(ours) - min(theirs)
+    benchmark.extra_info["stock_us"] = round(min(theirs), 2)
+    benchmark.extra_info["added_us"] = round(best, 2)
+    benchmark.extra_info["added_us_median"] = round(middle, 2)
     benchmark(call)
     print(
-        f"\n{named} of 3 inputs by name: stock {statistics.median(theirs):.2f} µs a call, "
-        f"mmpack adds {more:.2f} µs"
+        f"\n{named} of 3 inputs by name: stock {min(theirs):.2f} µs a call, mmpack adds "
+        f"{best:.2f} µs (median of {ROUNDS} rounds: {middle:.2f} µs)"
     )
-    assert more <= MOST_MICROSECONDS
+    assert best <= MOST_MICROSECONDS
 
 
 @pytest.mark.parametrize("args", [["check", str(ADDER)], ["--help"]], ids=["check", "help"])
@@ -72,7 +77,7 @@ def test_a_command_that_needs_no_torch(args: list[str], benchmark: BenchmarkFixt
     benchmark.pedantic(
         lambda: subprocess.run(command, capture_output=True, check=True), rounds=7, warmup_rounds=1
     )
-    seconds = benchmark.stats.stats.median
-    benchmark.extra_info["median_s"] = round(seconds, 3)
+    seconds = benchmark.stats.stats.min
+    benchmark.extra_info["best_s"] = round(seconds, 3)
     print(f"\nmmpack {args[0]}: {seconds:.2f} s")
     assert seconds < MOST_SECONDS

@@ -1,0 +1,52 @@
+"""A worker process that lowers nothing: each job's `options` say what it does.
+
+Everything around the lowering is the real worker's: jobs, answers, the log, the end.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from mmpack.multimethod.compile import worker
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    options = job["options"]
+    if pids := options.get("pids"):
+        child = subprocess.Popen(["sleep", "1000"]) if options.get("child") else None
+        numbers = [os.getpid(), *([child.pid] if child else [])]
+        Path(pids).write_text(" ".join(map(str, numbers)))
+    if options.get("noise"):
+        print("from Python")
+        print("to stderr", file=sys.stderr, flush=True)
+        os.write(1, b"to the descriptor\n")
+        ctypes.CDLL(None).puts(b"from C")
+        ctypes.CDLL(None).fflush(None)
+        subprocess.run(["echo", "from a child"], check=True)
+        sys.stdout.flush()
+    if options.get("die") == "exit":
+        os._exit(7)
+    if options.get("die") == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if options.get("half"):
+        os.write(int(options["half"]), b'{"opera')
+        os._exit(0)
+    if options.get("hang"):
+        while True:
+            time.sleep(1)
+    if options.get("fail"):
+        return {"error": f"{job['method']}: it failed"}
+    Path(job["output"]).write_text(f"object of {job['method']}")
+    return {"operators": 1, "delegated": 0, "left": {}, "pid": os.getpid()}
+
+
+if __name__ == "__main__":
+    worker._run = run
+    worker.main()

@@ -1,0 +1,183 @@
+"""Worker processes: what they print, how they die, and how they end. Nothing is lowered here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmpack.multimethod.compile import process
+from mmpack.multimethod.compile.pool import run_jobs
+from mmpack.multimethod.compile.process import Answer, Job
+
+from .processes import wait_for_end, wait_for_pids
+
+FAKE = Path(__file__).with_name("fake_worker.py")
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "COMMAND", (sys.executable, "-P", str(FAKE)))
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Any:
+    def make(method: str, **options: Any) -> Job:
+        return Job(
+            method=method,
+            unit=tmp_path / f"{method}.pt2",
+            backend="portable",
+            options=options,
+            output=tmp_path / f"{method}.pte",
+            log=tmp_path / f"{method}.log",
+        )
+
+    return make
+
+
+def run(jobs: list[Job], workers: int = 1) -> tuple[list[Answer], list[str]]:
+    """The answers, and what was reported in which order."""
+    told: list[str] = []
+    answers = run_jobs(
+        jobs,
+        workers,
+        lambda job: told.append(f"start {job.method}"),
+        lambda answer: told.append(f"{'failed' if answer.error else 'done'} {answer.job.method}"),
+    )
+    return answers, told
+
+
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_answers_come_in_the_order_of_the_jobs(job: Any, workers: int) -> None:
+    answers, told = run([job(name) for name in "abcd"], workers)
+    assert [a.job.method for a in answers] == list("abcd")
+    assert all(a.error is None and a.figures["operators"] == 1 for a in answers)
+    assert sorted(told) == [f"{kind} {name}" for kind in ("done", "start") for name in "abcd"]
+    assert len({a.figures["pid"] for a in answers}) <= workers
+    wait_for_end([a.figures["pid"] for a in answers])
+
+
+def test_no_jobs_start_no_worker() -> None:
+    assert run([]) == ([], [])
+
+
+def test_a_worker_is_used_again(job: Any) -> None:
+    answers, told = run([job("a"), job("b", fail=True), job("c")])
+    assert answers[0].figures["pid"] == answers[2].figures["pid"]
+    assert told == ["start a", "done a", "start b", "failed b", "start c", "done c"]
+    assert answers[1].error == f"b: it failed\n  log: {answers[1].job.log}"
+
+
+@pytest.mark.parametrize(
+    ("how", "says"), [("exit", "exit code 7"), ("kill", "SIGKILL"), ("half", "exit code 0")]
+)
+def test_a_worker_that_dies_takes_only_its_own_method_with_it(
+    job: Any, how: str, says: str
+) -> None:
+    # The worker's answers go to the first descriptor that it opened.
+    options = {"half": "3"} if how == "half" else {"die": how}
+    answers, told = run([job("a"), job("b", **options), job("c")])
+    assert [a.error is None for a in answers] == [True, False, True]
+    assert answers[1].error == (
+        f"b: the compiler process died ({says})\n  log: {answers[1].job.log}"
+    )
+    assert answers[0].figures["pid"] != answers[2].figures["pid"]
+    assert told == ["start a", "done a", "start b", "failed b", "start c", "done c"]
+
+
+def test_all_that_a_job_prints_goes_to_its_own_log(job: Any, capfd: Any) -> None:
+    jobs = [job("a"), job("b", noise=True), job("c", noise=True)]
+    jobs[1].log.write_text("of an earlier attempt\n")
+    run(jobs)
+    assert capfd.readouterr() == ("", "")
+    for made in jobs[1:]:
+        assert sorted(made.log.read_text().splitlines()) == [
+            "from C",
+            "from Python",
+            "from a child",
+            "to stderr",
+            "to the descriptor",
+        ]
+    assert jobs[0].log.read_text() == ""
+
+
+def test_a_worker_that_cannot_start_says_why_in_the_log(
+    job: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", "raise ImportError('no torch')"))
+    (answer,), _ = run([job("a")])
+    assert answer.error is not None and "died (exit code 1)" in answer.error
+    assert "ImportError: no torch" in answer.job.log.read_text()
+
+
+def test_a_log_that_cannot_be_written_fails_that_method(job: Any, tmp_path: Path) -> None:
+    made = job("b")
+    made.log.mkdir()
+    answers, _ = run([job("a"), made])
+    assert answers[0].error is None
+    assert answers[1].error == f"b: its log cannot be written: Is a directory\n  log: {made.log}"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_exception_of_the_caller_stops_everything(
+    job: Any, tmp_path: Path, workers: int
+) -> None:
+    hanging = tmp_path / "pids"
+    jobs = [job("a"), job("b", hang=True, pids=str(hanging)), job("c")]
+
+    def finished(answer: Answer) -> None:
+        if workers == 2:
+            wait_for_pids(hanging)
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="the disk is full"):
+        run_jobs(jobs, workers, lambda job: None, finished)
+    if workers == 2:
+        wait_for_end(wait_for_pids(hanging))
+    assert not any(thread.name.startswith("Thread-serve") for thread in threading.enumerate())
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from mmpack.multimethod.compile import process
+from mmpack.multimethod.compile.pool import run_jobs
+from mmpack.multimethod.compile.process import Job
+process.COMMAND = (sys.executable, "-P", sys.argv[1])
+folder = Path(sys.argv[2])
+jobs = [
+    Job(n, folder / n, "portable", {"hang": True, "child": True, "pids": str(folder / n)},
+        folder / f"{n}.pte", folder / f"{n}.log")
+    for n in "ab"
+]
+run_jobs(jobs, 2, lambda job: None, lambda answer: None)
+"""
+
+
+@pytest.mark.parametrize("signal_", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_workers_do_not_outlive_a_parent_that_is_stopped(tmp_path: Path, signal_: int) -> None:
+    parent = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SCRIPT), str(FAKE), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    found = [wait_for_pids(tmp_path / name) for name in "ab"]
+    parent.send_signal(signal_)
+    output, _ = parent.communicate(timeout=60)
+    assert parent.returncode in (-signal_, 130)
+    assert (b"KeyboardInterrupt" in output) == (signal_ == signal.SIGINT)
+    wait_for_end([pids[0] for pids in found])
+    if signal_ == signal.SIGINT:  # then what the workers started ends too
+        wait_for_end([pids[1] for pids in found])
+    for _, child in found:
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
