@@ -20,7 +20,7 @@ from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.compile.state import State, decide
 from mmpack.multimethod.compile.unit import Unit, make_units
-from mmpack.multimethod.errors import OutputError
+from mmpack.multimethod.errors import OutputError, TargetError
 from mmpack.multimethod.flow.plan import expanded_flows, make_plan
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
 from mmpack.multimethod.plain import PLAIN
@@ -28,6 +28,7 @@ from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.scratch import scratch_folder
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile, load_spec
+from mmpack.multimethod.targets import BACKENDS
 from mmpack.multimethod.verify import Checked, Verified, verify_program
 from mmpack.multimethod.versions import installed
 
@@ -83,6 +84,7 @@ def build(
     spec_file = load_spec(spec)
     target = Path(output) if output is not None else Path(f"{spec_file.path.stem}.pte")
     _require_writable(target)
+    _require_backends(spec_file)
     model = load_model(spec_file)
     units = make_units(spec_file, model)
     with Cache(Path(cache) if cache is not None else None) as store:
@@ -109,6 +111,19 @@ def build(
         flows=verified.flows if verified is not None else (),
         link=report,
     )
+
+
+def _require_backends(spec_file: SpecFile) -> None:
+    """Every backend that a method wants must be able to build here, before anything is done."""
+    spec = spec_file.spec
+    for name in dict.fromkeys(method.target for method in spec_file.methods.values()):
+        found = BACKENDS[spec.targets[name].backend].available()
+        if not found.builds:
+            mistake = spec_file.mistake(
+                ("targets", name, "backend"),
+                f"cannot build here: {found.detail}; to change that: {found.remedy}",
+            )
+            raise TargetError(str(mistake))
 
 
 @frozen(eq=False)

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from mmpack.multimethod.compile.buffers import kept_buffers
 from mmpack.multimethod.compile.dims import dims_of_symbols, in_dims, require_dynamic, torch_dim
 from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.compile.unused import drop_unused
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.samples import middle_sizes, random_inputs
 from mmpack.multimethod.signature import Signature, ValueSpec
@@ -62,6 +63,7 @@ def export(unit: Unit, names: Mapping[int, str]) -> Exported:
     values = _outputs(unit, program, outputs)
     signature = Signature(unit.name, unit.inputs, values, dict(unit.dims))
     _rename(unit, program, names)
+    drop_unused(program)
     for key in [key for key in program.range_constraints if not key.is_Symbol]:
         # The range of "32*s0", beside that of s0: torch.export.load takes it for a symbol.
         del program.range_constraints[key]

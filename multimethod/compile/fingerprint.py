@@ -34,6 +34,7 @@ OWN_CODE = (
     "compile/objects.py",
     "compile/state.py",
     "compile/unit.py",
+    "compile/unused.py",
     "targets/*.py",
 )
 """The files of mmpack that decide what an object and its facts look like."""

@@ -86,15 +86,21 @@ def test_half_an_object_is_not_there(tmp_path: Path, missing: str) -> None:
 
 
 def test_builds_at_the_same_time_do_not_meet(tmp_path: Path) -> None:
+    failed: list[Exception] = []
+
     def many() -> None:
-        for _ in range(30):
-            put(tmp_path)
+        try:
+            for _ in range(30):
+                put(tmp_path)
+        except Exception as error:
+            failed.append(error)
 
     threads = [threading.Thread(target=many) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert not failed
     assert Cache(tmp_path).object(KEY) is not None
     assert {path.name for path in tmp_path.iterdir()} == {"facts", "objects", "logs"}
 
