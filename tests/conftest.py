@@ -118,3 +118,20 @@ def project(tmp_path: Path, build_cache: Path) -> Any:
     folder = tmp_path / "project"
     folder.mkdir()
     return Project(folder, build_cache)
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory: pytest.TempPathFactory, build_cache: Path) -> Callable[[str], Path]:
+    """The program of an example by name, built at its first use, as a user would build it."""
+    from mmpack.multimethod import build
+
+    folder = tmp_path_factory.mktemp("examples")
+
+    def program(name: str) -> Path:
+        path = folder / f"{name}.pte"
+        if not path.exists():
+            spec = HERE.parent / "examples" / name / f"{name}.yaml"
+            build(spec, path, jobs=2, cache=build_cache)
+        return path
+
+    return program

@@ -117,12 +117,15 @@ class Compiler:
         path = self._store.scratch(f"{key}.pt2")
         try:
             torch.export.save(exported.program, path)
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         except Exception as error:
-            if not _is_about_writing(error):
-                raise CompileError(
-                    f"{name}: torch.export cannot save it: {type(error).__name__}: {error}"
-                ) from error
-            raise OutputError(f"{path} cannot be written: {error}") from error
+            if "inline_container" in str(error):  # torch's own writer of files
+                message = f"{path} cannot be written in full: is there room on the disk?"
+                raise OutputError(message) from error
+            raise CompileError(
+                f"{name}: torch.export cannot save it: {type(error).__name__}: {error}"
+            ) from error
         return Job(
             method=name,
             unit=path,
@@ -148,11 +151,6 @@ def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tup
     return (*places(), *own)
 
 
-def _is_about_writing(error: Exception) -> bool:
-    """Of a full disk, torch's writer only tells that a write failed."""
-    return isinstance(error, OSError) or "write" in str(error).lower()
-
-
 def _require_all(answers: list[Answer]) -> None:
     failed = [answer.error for answer in answers if answer.error is not None]
     if not failed:
@@ -160,4 +158,5 @@ def _require_all(answers: list[Answer]) -> None:
     kept = len(answers) - len(failed)
     if kept:
         failed.append(f"the other {kept} compiled methods are kept in the cache")
-    raise CompileError("\n".join(failed))
+    kind = OutputError if any(answer.unwritten for answer in answers) else CompileError
+    raise kind("\n".join(failed))

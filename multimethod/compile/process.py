@@ -36,11 +36,13 @@ class Job:
 
 @frozen
 class Answer:
-    """What came of a job: the worker's figures, or an error in words."""
+    """What came of a job: the worker's figures, or an error in words. `unwritten`: the error is
+    that a file could not be written or read, as on a full disk."""
 
     job: Job
     figures: dict[str, Any]
     error: str | None
+    unwritten: bool = False
 
 
 class Worker:
@@ -85,7 +87,8 @@ class Worker:
             died = f"{job.method}: the compiler process died ({_how(code)})"
             return Answer(job, {}, f"{died}\n  log: {job.log}")
         error = figures.pop("error", None)
-        return Answer(job, figures, f"{error}\n  log: {job.log}" if error else None)
+        unwritten = bool(figures.pop("unwritten", False))
+        return Answer(job, figures, f"{error}\n  log: {job.log}" if error else None, unwritten)
 
     def kill(self) -> None:
         """Kill it with all processes that it started. A dead one keeps its exit code."""

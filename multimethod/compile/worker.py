@@ -75,6 +75,9 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         )
     except MmpackError as error:
         return {"error": str(error)}
+    except OSError as error:
+        traceback.print_exc()
+        return {"error": f"{job['method']}: {error}", "unwritten": True}
     except BaseException as error:
         traceback.print_exc()
         return {"error": f"{job['method']}: {type(error).__name__}: {error}"}

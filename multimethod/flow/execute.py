@@ -48,6 +48,7 @@ class Flow:
         context = context if context is not None else Context()
         inputs = self._bind(args, kwargs)
         length = self._length(inputs)
+        self._require_own(context)
         self._require_room(context, length)
         pieces: dict[str, list[Tensor]] = {name: [] for name in self.plan.joins}
         begin = context.position
@@ -106,20 +107,10 @@ class Flow:
 
     def _storage(self, name: str, spec: CacheSpec, context: Context) -> Tensor:
         """A cache's memory, allocated whole at its first use, so that growing copies nothing."""
-        shape = [
-            spec.dim.max if axis == spec.axis else int(size)
-            for axis, size in enumerate(spec.value.shape or ())
-        ]
-        dtype: torch.dtype = getattr(torch, spec.value.dtype)
         if name not in context.caches:
+            shape, dtype = _memory(spec)
             context.caches[name] = torch.zeros(shape, dtype=dtype)
-        cache = context.caches[name]
-        if list(cache.shape) != shape or cache.dtype is not dtype:
-            raise self._error(
-                f"cache {name!r} of this context is {list(cache.shape)} {cache.dtype}, as another "
-                f"flow made it, and must be {shape} {dtype} here"
-            )
-        return cache
+        return context.caches[name]
 
     def _cached(self, name: str, length: int, context: Context) -> Tensor:
         spec = self.plan.caches[name]
@@ -169,6 +160,23 @@ class Flow:
             raise self._error("its input is empty")
         return length
 
+    def _require_own(self, context: Context) -> None:
+        """A context that was fed by other flows must have exactly the caches of this one: rows
+        would be missing in what only one of them fills."""
+        has, wanted = set(context.caches), set(self.plan.caches)
+        if context.position and has != wanted:
+            raise self._error(
+                f"this context was fed with caches {', '.join(sorted(has)) or 'none'}, "
+                f"expected {', '.join(sorted(wanted)) or 'none'}"
+            )
+        for name in has & wanted:
+            cache, (shape, dtype) = context.caches[name], _memory(self.plan.caches[name])
+            if list(cache.shape) != shape or cache.dtype is not dtype:
+                raise self._error(
+                    f"cache {name!r} of this context is {list(cache.shape)} {cache.dtype}, as "
+                    f"another flow made it, and must be {shape} {dtype} here"
+                )
+
     def _require_room(self, context: Context, length: int) -> None:
         for name, spec in self.plan.caches.items():
             if context.position + length > spec.dim.max:
@@ -179,6 +187,14 @@ class Flow:
 
     def _error(self, message: str) -> FlowError:
         return FlowError(f"flow {self.plan.name!r}: {message}")
+
+
+def _memory(spec: CacheSpec) -> tuple[list[int], torch.dtype]:
+    """Shape and dtype of a cache's memory."""
+    sizes = enumerate(spec.value.shape or ())
+    shape = [spec.dim.max if axis == spec.axis else int(size) for axis, size in sizes]
+    dtype: torch.dtype = getattr(torch, spec.value.dtype)
+    return shape, dtype
 
 
 def _piece(whole: Tensor, cut: Cut, start: int, rows: int) -> Tensor:

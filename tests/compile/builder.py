@@ -13,7 +13,6 @@ import json
 import os
 import resource
 import sys
-from pathlib import Path
 from typing import Any
 
 
@@ -59,6 +58,7 @@ def child(request: dict[str, Any]) -> int:
         os.write(pipe, f"error {type(error).__name__}: {error}\n".encode())
         return error.exit_code
     except KeyboardInterrupt:
+        os.write(pipe, b"interrupted\n")
         return 130
     os.write(pipe, b"built\n")
     return 0

@@ -74,7 +74,9 @@ class Project:
         model = load_model(spec_file)
         return export(make_units(spec_file, model)[method], state_names(model))
 
-    def build(self, *, workers: bool = False, cache: Path | None = None, **options: Any) -> BuildReport:
+    def build(
+        self, *, workers: bool = False, cache: Path | None = None, **options: Any
+    ) -> BuildReport:
         options.setdefault("output", self.output)
         with patch.object(objects, "run_jobs", objects.run_jobs if workers else run_here):
             return build(self.path, cache=cache or self.cache, **options)

@@ -146,7 +146,7 @@ def test_what_cannot_be_captured_is_refused(
 
 @pytest.mark.parametrize("sample", ["sample", "failing_sample"])
 def test_the_model_is_left_as_it_was(project: Any, sample: str) -> None:
-    project.model(MODEL).spec(spec(f"model.py:{sample}", 'module: inner, axes: {}'))
+    project.model(MODEL).spec(spec(f"model.py:{sample}", "module: inner, axes: {}"))
     spec_file, model = project.checked, project.load_model()
     steps = model.steps
     points = {(model.inner, "forward"): "f", (model, "help"): "f"}

@@ -28,7 +28,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         {init}
-    def forward(self, {', '.join(_names(inputs))}):
+    def forward(self, {", ".join(_names(inputs))}):
         {forward}
 """
     ).spec(f"{DIMS}methods:\n  f: {{module: '.', target: plain, inputs: {{{inputs}}}{more}}}\n")
@@ -103,7 +103,9 @@ def test_a_dim_that_the_module_fixes_or_narrows_is_refused(
 
 
 def test_sizes_that_two_inputs_must_share_need_one_dim(project: Any) -> None:
-    with pytest.raises(CompileError, match=r"^f: running the module failed: RuntimeError: The size"):
+    with pytest.raises(
+        CompileError, match=r"^f: running the module failed: RuntimeError: The size"
+    ):
         exported(project, "return x + y", "x: [m], y: [n]")
     signature = exported(project, "return x + y", "x: [n], y: [n]").signature
     assert str(signature).endswith("-> (out: float32[n])")

@@ -260,11 +260,13 @@ def test_what_a_file_reads_when_it_is_imported_counts(made: Any) -> None:
 def test_helpers_of_mmpacks_own_wrappers_count() -> None:
     from mmpack.multimethod.compile.describe import Describer
     from mmpack.multimethod.compile.sources import reachable
-
     from mmpack.wrappers import find
 
     found = reachable([find("qkv_proj").__module__], Describer())
-    assert {content[0] for content in found} >= {"mmpack.wrappers.qkv_proj", "mmpack.wrappers.rotary"}
+    assert {content[0] for content in found} >= {
+        "mmpack.wrappers.qkv_proj",
+        "mmpack.wrappers.rotary",
+    }
 
 
 def test_modules_that_refer_to_each_other_are_described(made: Any) -> None:

@@ -1,4 +1,4 @@
-"""The model of a spec: made by its factory, with its weights; every mistake with the spec's line."""
+"""The model of a spec: made by its factory, with its weights; mistakes come with their line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def test_factory_of_a_file_may_import_neighbours_also_when_it_is_called(project:
 
 def test_factory_of_a_module_beside_the_spec(project: Any) -> None:
     project.file("zoo/__init__.py", "")
-    project.file("zoo/small.py", "from torch import nn\ndef make(size): return nn.Linear(size, 1)\n")
+    project.file(
+        "zoo/small.py", "from torch import nn\ndef make(size): return nn.Linear(size, 1)\n"
+    )
     project.spec(ONE, head("{factory: 'zoo.small:make', args: {size: 3}}"))
     assert project.load_model().in_features == 3
 

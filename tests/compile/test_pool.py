@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -177,7 +178,5 @@ def test_workers_do_not_outlive_a_parent_that_is_stopped(tmp_path: Path, signal_
     if signal_ == signal.SIGINT:  # then what the workers started ends too
         wait_for_end([pids[1] for pids in found])
     for _, child in found:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
-        except ProcessLookupError:
-            pass

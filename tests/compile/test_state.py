@@ -161,9 +161,7 @@ def test_a_method_that_does_not_use_a_buffer_needs_no_word_on_it(project: Any) -
 
 
 @pytest.fixture(scope="module")
-def stateful(
-    tmp_path_factory: pytest.TempPathFactory, build_cache: Any
-) -> tuple[Program, Any]:
+def stateful(tmp_path_factory: pytest.TempPathFactory, build_cache: Any) -> tuple[Program, Any]:
     """A program of methods that share `total` and `rows`, and its model."""
     from .projects import Project
 

@@ -125,7 +125,7 @@ def test_a_wrapper_of_mmpacks_by_its_name(project: Any) -> None:
             "TypeError: Twice.__init__() got an unexpected keyword argument 'tims'",
         ),
         (
-            'module: head, wrapper: qkv_proj, args: {head_dim: 8}, inputs: {x: [3]}',
+            "module: head, wrapper: qkv_proj, args: {head_dim: 8}, inputs: {x: [3]}",
             "qkv_proj refused 'head' with arguments {'head_dim': 8}: AttributeError",
         ),
     ],
