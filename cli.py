@@ -163,16 +163,32 @@ def verify(program: Path, spec: Path) -> None:
 @click.option(
     "--share",
     multiple=True,
-    metavar="BUFFER",
-    help="Make same-named state buffers of several files one memory.",
+    metavar="PATTERN",
+    help="Make state buffers of this name, in several files, one memory.",
 )
-def link(inputs: Sequence[Path], output: Path, rename: Sequence[str], share: Sequence[str]) -> None:
-    """Link any ExecuTorch programs into one."""
+@click.option(
+    "--private",
+    multiple=True,
+    metavar="PATTERN",
+    help="Keep state buffers of this name, in several files, apart.",
+)
+def link(
+    inputs: Sequence[Path],
+    output: Path,
+    rename: Sequence[str],
+    share: Sequence[str],
+    private: Sequence[str],
+) -> None:
+    """Link any ExecuTorch programs into one.
+
+    A state buffer that several files have must be in --share or --private; `*` and `?` in a
+    PATTERN match as in a shell.
+    """
     from mmpack.multimethod.link import link
     from mmpack.multimethod.report.tables import size
 
     names = _pairs(rename, "OLD=NEW")
-    report = link(inputs, output, rename=names, shared=share, undeclared="private")
+    report = link(inputs, output, rename=names, shared=share, private=private)
     click.echo(
         f"{output}: {len(report.methods)} methods, {size(report.size)}, "
         f"{size(report.saved)} saved by sharing"

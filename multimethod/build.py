@@ -20,7 +20,7 @@ from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.compile.state import State, decide
 from mmpack.multimethod.compile.unit import Unit, make_units
-from mmpack.multimethod.errors import OutputError, TargetError
+from mmpack.multimethod.errors import FlowError, OutputError, TargetError
 from mmpack.multimethod.flow.plan import expanded_flows, make_plan
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
 from mmpack.multimethod.plain import PLAIN
@@ -28,6 +28,7 @@ from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.scratch import scratch_folder
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile, load_spec
+from mmpack.multimethod.spec.records import FlowSpec
 from mmpack.multimethod.targets import BACKENDS
 from mmpack.multimethod.verify import Checked, Verified, verify_program
 from mmpack.multimethod.versions import installed
@@ -172,7 +173,21 @@ def _compile(
     state = decide(spec_file, {name: f.touched for name, f in facts.items()})
     for name, flow in expanded_flows(spec_file).items():  # every edge, before anything is compiled
         make_plan(name, flow, signatures)
+        _require_stateless(name, flow, state)
     return _Parts(spec_file, units, signatures, compiler.compile_all(state, jobs), state)
+
+
+def _require_stateless(name: str, flow: FlowSpec, state: State) -> None:
+    """A flow may be run from several contexts, each with its own caches; a method's own state is
+    one for all of them, and a padded last piece would be written into it."""
+    for buffer, methods in (*state.shared.items(), *state.private.items()):
+        for step in flow.steps:
+            if step.run in methods:
+                raise FlowError(
+                    f"flow {name!r}: method {step.run!r} has state, the buffer {buffer!r}; a "
+                    "flow's steps keep nothing themselves: give that as an output and `append` it "
+                    "to a cache"
+                )
 
 
 def _link(parts: _Parts, verified: Verified | None, output: Path) -> LinkReport:
@@ -209,6 +224,7 @@ def _record(parts: _Parts, name: str, verified: Verified | None) -> MethodRecord
         options=dict(unit.options),
         operators=made.figures["operators"],
         delegated=made.figures["delegated"],
+        left=made.figures["left"],
         key=made.key,
         error=checked.error if checked is not None else None,
         tolerance=checked.tolerance if checked is not None else None,

@@ -89,16 +89,16 @@ class OutputError(MmpackError):
 
 
 def nearest(name: str, known: Iterable[str], *, shown: int = 8) -> str:
-    """A phrase to end a "not found" message with: the nearest known names, or all of them.
+    """What a "not found" message ends with: the nearest known names, or all of them.
 
-    Returns " did you mean 'qkv_proj'?" when something is close, " known: a, b, c" when nothing
+    Returns "; did you mean 'qkv_proj'?" when something is close, "; known: a, b, c" when nothing
     is, and "" when nothing is known at all.
     """
     names = sorted(set(known))
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
-        return " did you mean " + " or ".join(repr(c) for c in close) + "?"
+        return "; did you mean " + " or ".join(repr(c) for c in close) + "?"
     if not names:
         return ""
     tail = f", … ({len(names)} in all)" if len(names) > shown else ""
-    return " known: " + ", ".join(names[:shown]) + tail
+    return "; known: " + ", ".join(names[:shown]) + tail

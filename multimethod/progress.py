@@ -9,7 +9,7 @@ class Progress(Protocol):
     """Is told what a build is at. Calls come from one thread at a time."""
 
     def stage(self, name: str, total: int) -> None:
-        """A stage begins: "export", "compile", "link", "verify", "write"; `total` steps."""
+        """A stage begins: "export", "compile", "link" or "verify"; `total` steps."""
 
     def start(self, method: str) -> None:
         """Work on a method begins."""

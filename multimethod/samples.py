@@ -20,13 +20,16 @@ def random_tensor(
     value_range: tuple[int, int] | None,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Test values: standard normal for floats, uniform in `value_range` (inclusive; 0..1 if none
-    is given) for integers and bools."""
+    """Test values: standard normal for floats; for integers uniform in `value_range` (inclusive;
+    none given: all that the dtype holds), for bools either."""
     wanted = getattr(torch, dtype)
     if wanted.is_floating_point:
         return torch.randn(shape, generator=generator).to(wanted)
-    low, high = value_range or (0, 1)
-    return torch.randint(low, high + 1, shape, generator=generator).to(wanted)
+    if wanted is torch.bool:
+        return torch.randint(0, 2, shape, generator=generator).to(wanted)
+    holds = torch.iinfo(wanted)
+    low, high = value_range or (holds.min, holds.max)
+    return torch.randint(low, min(high, 2**63 - 2) + 1, shape, generator=generator).to(wanted)
 
 
 def random_inputs(

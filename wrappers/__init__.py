@@ -22,7 +22,7 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> type[nn.Module]:
     """The wrapper class of a name. Raises ModelError if there is none."""
     if name not in names():
-        raise ModelError(f"no wrapper is called {name!r};{nearest(name, names())}")
+        raise ModelError(f"no wrapper is called {name!r}{nearest(name, names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     found = getattr(module, "".join(part.capitalize() for part in name.split("_")))
     assert isinstance(found, type) and issubclass(found, nn.Module)

@@ -94,6 +94,9 @@ def generate_eagerly(model: nn.Module, prompt: Tensor) -> tuple[list[int], Tenso
 
 def _parse(question: str) -> sums.Pair:
     left, plus, right = question.strip().rstrip("=").partition("+")
-    if not (plus and left.isdecimal() and right.isdecimal()) or max(len(left), len(right)) > 3:
+    if (
+        not (question.isascii() and plus and left.isdecimal() and right.isdecimal())
+        or max(len(left), len(right)) > 3
+    ):
         raise CallError(f"{question!r}: expected a sum of two numbers of up to 3 digits: 123+989")
     return int(left), int(right)

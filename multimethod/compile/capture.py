@@ -94,7 +94,7 @@ def _listen(
         bound = signature.bind(*args, **kwargs).arguments
         inputs, ranges = [], {}
         for name, value in bound.items():
-            if value is None:
+            if value is None and signature.parameters[name].default is None:
                 continue
             if not isinstance(value, torch.Tensor):
                 raise model_error(

@@ -82,7 +82,7 @@ def _exported(unit: Unit, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
         for value in unit.inputs
     )
     try:
-        program = torch.export.export(
+        program: ExportedProgram = torch.export.export(
             # A type of the user's own, such as a named tuple, could not be saved for the worker.
             unit.module.flattened(),
             example,
@@ -90,7 +90,8 @@ def _exported(unit: Unit, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
             strict=False,
         )
         _drop_twins(program)
-        return program.run_decompositions({})
+        decomposed: ExportedProgram = program.run_decompositions({})
+        return decomposed
     except Exception as error:
         # torch calls the dims by the names they have here, a stepped one with "_" before it.
         words = set(re.findall(r"\w+", str(error)))

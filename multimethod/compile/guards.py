@@ -50,7 +50,8 @@ def broken_guard(
 
 def _is_left(condition: Any) -> bool:
     if isinstance(condition, sympy.Ne):
-        return True
+        sides = sorted(condition.args, key=lambda side: side.is_Symbol)
+        return sides[1].is_Symbol and (sides[0].is_Symbol or sides[0] in (0, 1))
     return isinstance(condition, sympy.GreaterThan | sympy.StrictGreaterThan) and (
         condition.rhs.is_Integer and int(condition.rhs) <= 2
     )

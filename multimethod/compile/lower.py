@@ -47,7 +47,7 @@ def lower(
     silently left undelegated.
     """
     if backend not in BACKENDS:
-        raise TargetError(f"no backend is called {backend!r};{nearest(backend, BACKENDS)}")
+        raise TargetError(f"no backend is called {backend!r}{nearest(backend, BACKENDS)}")
     target = BACKENDS[backend]
     edge = to_edge_transform_and_lower(
         {method: program},

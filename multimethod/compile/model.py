@@ -57,7 +57,7 @@ def submodule(spec_file: SpecFile, model: nn.Module, method: str, spec: MethodSp
         raise model_error(
             spec_file,
             ("methods", method, "module"),
-            f"the model has no module {spec.module!r};{nearest(spec.module, known)}",
+            f"the model has no module {spec.module!r}{nearest(spec.module, known)}",
         ) from error
 
 
@@ -87,7 +87,7 @@ def resolve(spec_file: SpecFile, reference: str, where: Keys) -> Callable[..., A
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
-            message = f"{place} has no {name!r};{nearest(name, dir(module))}"
+            message = f"{place} has no {name!r}{nearest(name, dir(module))}"
             raise model_error(spec_file, where, message)
         found = getattr(found, part)
     if not callable(found):
@@ -106,7 +106,7 @@ def python_method(
         raise model_error(
             spec_file,
             ("methods", method, "call"),
-            f"{type(module).__name__} has no method {call!r};{nearest(call, known)}",
+            f"{type(module).__name__} has no method {call!r}{nearest(call, known)}",
         )
     return found  # type: ignore[no-any-return]
 
@@ -131,9 +131,9 @@ def _load_weights(spec_file: SpecFile, model: nn.Module, path: Path) -> None:
     wanted = model.state_dict(keep_vars=True)
     twins = _twins(wanted)
     missing = [k for k in wanted if k not in weights and not twins[k] & weights.keys()]
-    problems = [f"missing key {key!r};{nearest(key, weights)}" for key in missing]
+    problems = [f"missing key {key!r}{nearest(key, weights)}" for key in missing]
     problems += [
-        f"unexpected key {key!r};{nearest(key, wanted)}" for key in weights.keys() - wanted.keys()
+        f"unexpected key {key!r}{nearest(key, wanted)}" for key in weights.keys() - wanted.keys()
     ]
     for key in wanted.keys() & weights.keys():
         problems += _misfits(key, weights, wanted[key], twins[key])
@@ -185,5 +185,4 @@ def _require_plain(spec_file: SpecFile, model: nn.Module) -> None:
 
 
 def model_error(spec_file: SpecFile, where: Keys, message: str) -> ModelError:
-    # Where no name is known at all, there is no nearest one to end the message with.
-    return ModelError(str(spec_file.mistake(where, message.removesuffix(";"))))
+    return ModelError(str(spec_file.mistake(where, message)))

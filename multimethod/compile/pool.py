@@ -79,7 +79,8 @@ class _Pool:
                     self._started(job)
                 answer = worker.run(job, self._threads)
                 if not worker.alive:
-                    worker = self._close(worker)
+                    self._close(worker)
+                    worker = None
                 with self._lock:
                     if self._stopped:
                         return

@@ -70,6 +70,7 @@ def decide(spec_file: SpecFile, touched: Mapping[str, Touched]) -> State:
             )
     _require_matches(spec_file, "shared", wanted.shared, writers)
     _require_matches(spec_file, "private", wanted.private, writers)
+    _require_sharing(spec_file, wanted.shared, shared)
     marks = {m: frozenset(b for b in t.read if b in shared) for m, t in touched.items()}
     return State(shared, private, marks)
 
@@ -87,5 +88,21 @@ def _require_matches(
             raise model_error(
                 spec_file,
                 ("state", key, index),
-                f"no method changes a buffer called {pattern!r};{nearest(pattern, names)}",
+                f"no method changes a buffer called {pattern!r}{nearest(pattern, names)}",
+            )
+
+
+def _require_sharing(
+    spec_file: SpecFile, patterns: Iterable[str], shared: Mapping[str, tuple[str, ...]]
+) -> None:
+    """A pattern under `shared` must make two methods meet in at least one of its buffers."""
+    for index, pattern in enumerate(patterns):
+        alone = {b: m for b, m in shared.items() if fnmatch.fnmatchcase(b, pattern)}
+        if all(len(methods) == 1 for methods in alone.values()):
+            reached = ", ".join(f"{b!r} only by {m[0]!r}" for b, m in alone.items())
+            raise model_error(
+                spec_file,
+                ("state", "shared", index),
+                f"no two methods reach one buffer of {pattern!r}: {reached}. A buffer that a "
+                "wrapper makes belongs to its own method; to share one, register it in the model",
             )

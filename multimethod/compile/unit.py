@@ -63,7 +63,6 @@ class Unit:
     """One method to be made. `module(*inputs)` is its eager form and so its oracle.
 
     ranges: input name -> inclusive range of integer test values.
-    output_names: as the spec gives them; () if it gives none.
     """
 
     name: str
@@ -170,7 +169,7 @@ def _check_names(
         return False
     for given in inputs:
         if given not in named and inspect.Parameter.VAR_KEYWORD not in kinds:
-            message = f"{title} takes no input {given!r};{nearest(given, named)}"
+            message = f"{title} takes no input {given!r}{nearest(given, named)}"
             raise model_error(spec_file, where, message)
     return True
 
@@ -198,7 +197,7 @@ def _inputs(
         raise model_error(
             spec_file,
             ("methods", name, "axes", unknown),
-            f"no captured input is called {unknown!r};{nearest(unknown, [v.name for v in values])}",
+            f"no captured input is called {unknown!r}{nearest(unknown, [v.name for v in values])}",
         )
     return values, dict(captured.ranges)
 
@@ -215,7 +214,7 @@ def _named_axes(
     shape = list(value.shape)
     for axis, dim in axes.items():
         where = ("methods", method, "axes", value.name)
-        if not -len(shape) <= axis < len(shape):
+        if axis >= len(shape):
             message = f"{value.name!r} has {len(shape)} axes, there is no axis {axis}"
             raise model_error(spec_file, where, message)
         size = shape[axis]

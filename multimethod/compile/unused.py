@@ -17,10 +17,12 @@ def drop_unused(program: ExportedProgram) -> None:
     """Take the tensors that nothing in the graph reads or returns out of a program, in place."""
     graph = program.graph
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    # One that is overwritten whole has no reader, and is state all the same.
+    changed = set(program.graph_signature.buffers_to_mutate.values())
     kept = []
     for spec in program.graph_signature.input_specs:
         node = placeholders[spec.arg.name]
-        if spec.kind not in TENSORS or node.users:
+        if spec.kind not in TENSORS or node.users or spec.target in changed:
             kept.append(spec)
             continue
         graph.erase_node(node)

@@ -127,7 +127,7 @@ class Flow:
             raise self._error(f"input {name!r} was given twice")
         bound |= kwargs
         for name in bound.keys() - set(names):
-            raise self._error(f"has no input {name!r};{nearest(name, names)}")
+            raise self._error(f"has no input {name!r}{nearest(name, names)}")
         missing = [name for name in names if name not in bound]
         if missing:
             raise self._error(f"needs {', '.join(map(repr, missing))}")

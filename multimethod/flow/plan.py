@@ -85,13 +85,16 @@ class _Planner:
         self.name = name
         self.cut = cut
         self.signatures = signatures
-        self.dims = {d: dim for s in signatures.values() for d, dim in s.dims.items()}
+        self.dims: dict[str, Dim] = {}
         self.cuts: dict[str, Cut] = {}
         self.caches: dict[str, CacheSpec] = {}
         self.appended: dict[str, tuple[str, ValueSpec]] = {}
         self.values: dict[str, tuple[str, ValueSpec]] = {}
 
     def plan(self, flow: FlowSpec) -> Plan:
+        for step in flow.steps:  # of no other methods: a foreign one may use the names otherwise
+            if step.run in self.signatures:
+                self.dims.update(self.signatures[step.run].dims)
         self.size = self._piece_size()
         planned = tuple(self._step(step) for step in flow.steps)
         for unused in self.cut.keys() - self.cuts.keys():
@@ -101,7 +104,7 @@ class _Planner:
         joins = {}
         for output in flow.outputs:
             if output not in self.values:
-                raise self.error(f"no step gives {output!r};{nearest(output, self.values)}")
+                raise self.error(f"no step gives {output!r}{nearest(output, self.values)}")
             joins[output] = self._piece_axis(*self.values[output])
         return Plan(self.name, self.cuts, self.caches, planned, joins, flow.reference, self.size)
 
@@ -123,9 +126,7 @@ class _Planner:
         assert step.run is not None
         signature = self.signatures.get(step.run)
         if signature is None:
-            raise self.error(
-                f"there is no method {step.run!r};{nearest(step.run, self.signatures)}"
-            )
+            raise self.error(f"there is no method {step.run!r}{nearest(step.run, self.signatures)}")
         outputs = {value.name: value for value in signature.outputs}
         for kind, names, known in (
             ("input", step.with_, [v.name for v in signature.inputs]),
@@ -134,7 +135,7 @@ class _Planner:
         ):
             for given in names:
                 if given not in known:
-                    raise self.error(f"{step.run} has no {kind} {given!r};{nearest(given, known)}")
+                    raise self.error(f"{step.run} has no {kind} {given!r}{nearest(given, known)}")
         inputs = tuple((v.name, step.with_.get(v.name, v.name)) for v in signature.inputs)
         for value, (_, source) in zip(signature.inputs, inputs, strict=True):
             self._edge(signature, value, source)
@@ -175,7 +176,7 @@ class _Planner:
         else:
             known = [*self.values, *self.appended, *self.cut, POSITIONS]
             hint = nearest(source, known)
-            raise self.error(f"nothing gives {source!r}, which {where} takes;{hint}")
+            raise self.error(f"nothing gives {source!r}, which {where} takes{hint}")
 
     def _cache_edge(self, reader: Signature, wanted: ValueSpec, cache: str) -> None:
         giver, given = self.appended[cache]
@@ -219,8 +220,7 @@ class _Planner:
         return likely[0]
 
     def error(self, message: str) -> FlowError:
-        # Where no name is known at all, there is no nearest one to end the message with.
-        return FlowError(f"flow {self.name!r}: {message.removesuffix(';')}")
+        return FlowError(f"flow {self.name!r}: {message}")
 
 
 def _kind(value: ValueSpec) -> tuple[str, tuple[int | str, ...] | None]:

@@ -30,7 +30,7 @@ class Program(Methods):
     def flow(self, name: str) -> Flow:
         """A flow of the program, ready to run. Raises FlowError if there is no such flow."""
         if name not in self.flows:
-            raise FlowError(f"{self.path}: no flow {name!r};{nearest(name, self.flows)}")
+            raise FlowError(f"{self.path}: no flow {name!r}{nearest(name, self.flows)}")
         return self.flows[name]
 
 

@@ -3,14 +3,20 @@
 Nothing here imports torch or executorch, so that looking into a file takes milliseconds.
 """
 
-from .check import check_program, open_program
-from .file import PteFile
-from .integrity import check_integrity
-from .linker import LinkReport, link
-from .manifest import Manifest, MethodRecord, StateRecord, manifest_bytes, read_manifest
-from .share import MethodSize, Sizes, sizes
-from .signatures import foreign_signature
-from .write import write_pte
+from mmpack.multimethod.link.check import check_program, open_program
+from mmpack.multimethod.link.file import PteFile
+from mmpack.multimethod.link.integrity import check_integrity
+from mmpack.multimethod.link.linker import LinkReport, link
+from mmpack.multimethod.link.manifest import (
+    Manifest,
+    MethodRecord,
+    StateRecord,
+    manifest_bytes,
+    read_manifest,
+)
+from mmpack.multimethod.link.share import MethodSize, Sizes, sizes
+from mmpack.multimethod.link.signatures import foreign_signature
+from mmpack.multimethod.link.write import write_pte
 
 __all__ = [
     "LinkReport",

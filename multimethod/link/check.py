@@ -16,13 +16,12 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from mmpack.multimethod.errors import FormatError
-
-from .check_plan import PlanCheck
-from .file import PteFile
-from .integrity import check_integrity
-from .schema import SubsegmentOffsets
-from .share import delegate_extents
-from .xnnpack_blob import BACKEND, check_xnnpack
+from mmpack.multimethod.link.check_plan import PlanCheck
+from mmpack.multimethod.link.file import PteFile
+from mmpack.multimethod.link.integrity import check_integrity
+from mmpack.multimethod.link.schema import SubsegmentOffsets
+from mmpack.multimethod.link.share import delegate_extents
+from mmpack.multimethod.link.xnnpack_blob import BACKEND, check_xnnpack
 
 
 def open_program(path: str | os.PathLike[str], *, integrity: bool = True) -> PteFile:
@@ -91,8 +90,7 @@ def check_program(file: PteFile) -> None:
         extents = list(delegate_extents(file, plan))
         for number, delegate in enumerate(plan.delegates or ()):
             if delegate.id == BACKEND:
-                where = f"{file.path}: method {plan.name!r}: delegate {number}"
-                check_xnnpack(file, extents[number], where)
+                check_xnnpack(file, extents[number], plan, number)
 
 
 def constant_rooms(file: PteFile) -> Sequence[int]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from .operators import WRITTEN, arguments_of, kinds_of
-from .schema import (
+from mmpack.multimethod.link.operators import WRITTEN, arguments_of, kinds_of
+from mmpack.multimethod.link.schema import (
     ELEMENT_SIZES,
     DelegateCall,
     ExecutionPlan,

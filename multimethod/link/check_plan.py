@@ -9,9 +9,14 @@ from typing import NoReturn
 from attrs import define, field
 
 from mmpack.multimethod.errors import FormatError
-
-from .check_calls import homeless, is_constant, nbytes, unfed_tensors, wrong_arguments
-from .schema import (
+from mmpack.multimethod.link.check_calls import (
+    homeless,
+    is_constant,
+    nbytes,
+    unfed_tensors,
+    wrong_arguments,
+)
+from mmpack.multimethod.link.schema import (
     ELEMENT_SIZES,
     Bool,
     BoolList,

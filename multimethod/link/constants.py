@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from mmpack.multimethod.errors import LinkError
-
-from .manifest import Constant
-from .schema import (
+from mmpack.multimethod.link.manifest import Constant
+from mmpack.multimethod.link.schema import (
     Bool,
     Chain,
     ContainerMetadata,

@@ -16,10 +16,9 @@ from typing import Any
 from attrs import frozen
 
 from mmpack.multimethod.errors import LinkError
-
-from .fields import Field, fields_of
-from .flatbuffer import MAX_TABLES
-from .schema import Span
+from mmpack.multimethod.link.fields import Field, fields_of
+from mmpack.multimethod.link.flatbuffer import MAX_TABLES
+from mmpack.multimethod.link.schema import Span
 
 INLINE_ALIGNMENT = 16
 """Of [ubyte] data that the runtime hands to kernels and delegates, in bytes."""

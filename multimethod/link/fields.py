@@ -20,7 +20,7 @@ from functools import cache
 import attrs
 from attrs import frozen
 
-from .schema import Skipped, Span
+from mmpack.multimethod.link.schema import Skipped, Span
 
 
 @frozen

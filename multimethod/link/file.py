@@ -24,9 +24,8 @@ from typing import NoReturn
 from attrs import define, frozen
 
 from mmpack.multimethod.errors import FormatError
-
-from .flatbuffer import decode
-from .schema import ExecutionPlan, Program
+from mmpack.multimethod.link.flatbuffer import decode
+from mmpack.multimethod.link.schema import ExecutionPlan, Program
 
 IDENTIFIER = b"ET12"
 HEADER_MAGIC = b"eh00"

@@ -18,9 +18,8 @@ from functools import cache
 from typing import Any, NoReturn, TypeVar
 
 from mmpack.multimethod.errors import FormatError
-
-from .fields import Field, fields_of
-from .schema import Skipped, Span
+from mmpack.multimethod.link.fields import Field, fields_of
+from mmpack.multimethod.link.schema import Skipped, Span
 
 T = TypeVar("T")
 

@@ -12,8 +12,7 @@ import struct
 import zlib
 
 from mmpack.multimethod.errors import FormatError
-
-from .file import Extent, PteFile
+from mmpack.multimethod.link.file import Extent, PteFile
 
 INTEGRITY_KEY = "mmpack.crc32"
 PREFIX = "mmpack."

@@ -9,28 +9,30 @@ manifest and a checksum are added.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Literal
 
 from attrs import evolve, field, frozen
 
 from mmpack.multimethod.errors import LinkError
-
-from .check import open_program
-from .constants import constant_plan, is_constant
-from .file import PteFile
-from .manifest import MANIFEST_KEY, Constant, Manifest, StateRecord, manifest_bytes
-from .merge import merge_data
-from .merge_manifest import merged_manifest
-from .names import method_names
-from .schema import ExecutionPlan, Program
-from .share import Sizes, sizes
-from .state import StateRule, lay_out_state
-from .write import SEGMENT_ALIGNMENT, write_pte
-
-ManifestMaker = Callable[[Manifest], Manifest]
+from mmpack.multimethod.link.check import open_program
+from mmpack.multimethod.link.constants import constant_plan, is_constant
+from mmpack.multimethod.link.file import PteFile
+from mmpack.multimethod.link.manifest import (
+    MANIFEST_KEY,
+    Constant,
+    Manifest,
+    StateRecord,
+    manifest_bytes,
+)
+from mmpack.multimethod.link.merge import merge_data
+from mmpack.multimethod.link.merge_manifest import merged_manifest
+from mmpack.multimethod.link.names import method_names
+from mmpack.multimethod.link.schema import ExecutionPlan, Program
+from mmpack.multimethod.link.share import Sizes, sizes
+from mmpack.multimethod.link.state import StateRule, lay_out_state
+from mmpack.multimethod.link.write import write_pte
 
 
 @frozen
@@ -57,22 +59,19 @@ def link(
     output: str | os.PathLike[str],
     *,
     rename: Mapping[str, str] | None = None,
-    manifest: Manifest | ManifestMaker | None = None,
+    manifest: Manifest | None = None,
     constants: Mapping[str, Constant] | None = None,
     shared: Sequence[str] = (),
     private: Sequence[str] = (),
-    undeclared: Literal["refuse", "private"] = "refuse",
-    alignment: int = SEGMENT_ALIGNMENT,
 ) -> LinkReport:
     """Writes one program with all methods of the inputs, in their order.
 
     rename: "method" or "file.pte:method" -> new name.
-    manifest: what to put in; a function gets what is known by itself (the inputs' manifests and
-        what their plans say) and returns what to put in. Sizes, state and constants are filled
-        in here either way.
+    manifest: what to put in; none given: what the inputs' manifests and plans say. Sizes, state
+        and constants are filled in here either way.
     constants: methods that take nothing and return this value, as ExecuTorch's own
         `constant_methods`.
-    shared, private, undeclared: see `state.py`.
+    shared, private: buffers that several inputs have, by name or pattern; see `state.py`.
     Raises FormatError for an input that cannot be read, LinkError for inputs that do not fit
     together, OutputError if the output cannot be written.
     """
@@ -85,14 +84,10 @@ def link(
         names = method_names(files, rename or {}, constants or {})
         before = [sizes(file) for file in files]
         reached = _reached(files, names, before)
-        known = merged_manifest(files, names)
-        if callable(manifest):
-            known = manifest(known)
-        elif manifest is not None:
-            known = manifest
+        known = manifest if manifest is not None else merged_manifest(files, names)
         data = merge_data(files)
         plans = _plans(files, names)
-        rule = StateRule(shared, private, undeclared)
+        rule = StateRule(shared, private)
         state = lay_out_state(plans, rule, [str(file.path) for file in files], data.initial)
         data.renumber(plans)
         added = [constant_plan(name, value) for name, value in (constants or {}).items()]
@@ -104,7 +99,7 @@ def link(
         )
         data.add_named(MANIFEST_KEY, manifest_bytes(known))
         linked = Program(_version(files), [*(plan for _, _, plan in plans), *added])
-        size = write_pte(output, data.fill(linked), data.segments, alignment=alignment)
+        size = write_pte(output, data.fill(linked), data.segments)
     given = sum(one.stored for one in before)
     return LinkReport(Path(output), size, given, data.stored, reached, state, known)
 

@@ -18,9 +18,8 @@ from attrs import field, frozen
 from cattrs.preconf.json import make_converter
 
 from mmpack.multimethod.errors import FormatError
+from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.signature import Signature
-
-from .file import PteFile
 
 MANIFEST_KEY = "mmpack.manifest"
 VERSION = 1

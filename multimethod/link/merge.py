@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from attrs import define, evolve, field
 
 from mmpack.multimethod.errors import LinkError
-
-from .check_calls import nbytes
-from .file import Extent, PteFile
-from .integrity import PREFIX
-from .pool import Pool
-from .schema import (
+from mmpack.multimethod.link.check_calls import nbytes
+from mmpack.multimethod.link.file import Extent, PteFile
+from mmpack.multimethod.link.integrity import PREFIX
+from mmpack.multimethod.link.pool import Pool
+from mmpack.multimethod.link.schema import (
     BackendDelegateDataReference,
     BackendDelegateInlineData,
     DataLocation,
@@ -30,8 +29,14 @@ from .schema import (
     Program,
     SubsegmentOffsets,
 )
-from .share import constant_extent, constant_sizes, delegate_extents, external, tensors
-from .write import SEGMENT_ALIGNMENT, Piece, Segment
+from mmpack.multimethod.link.share import (
+    constant_extent,
+    constant_sizes,
+    delegate_extents,
+    external,
+    tensors,
+)
+from mmpack.multimethod.link.write import SEGMENT_ALIGNMENT, Piece, Segment
 
 CONSTANT_ALIGNMENT = 16
 

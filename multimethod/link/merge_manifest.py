@@ -7,11 +7,13 @@ from typing import Any
 
 from attrs import evolve
 
-from .constants import constant_of
-from .file import PteFile
-from .manifest import Constant, Manifest, MethodRecord, read_manifest
-from .schema import DelegateCall, ExecutionPlan, Instruction, KernelCall
-from .signatures import foreign_signature
+from mmpack.multimethod.errors import LinkError
+from mmpack.multimethod.link.constants import constant_of
+from mmpack.multimethod.link.file import PteFile
+from mmpack.multimethod.link.manifest import Constant, Manifest, MethodRecord, read_manifest
+from mmpack.multimethod.link.schema import DelegateCall, ExecutionPlan, Instruction, KernelCall
+from mmpack.multimethod.link.signatures import foreign_signature
+from mmpack.multimethod.signature import Dim, Signature
 
 
 def merged_manifest(
@@ -19,11 +21,15 @@ def merged_manifest(
     names: Sequence[Mapping[str, str]],
 ) -> Manifest:
     """Records of all methods, under their new names: from the input's own manifest, or, for a
-    foreign one, what its plan says. Flows of one input are kept if nothing in it was renamed.
+    foreign one, what its plan says. The steps of a flow follow their methods' names.
+
+    Raises LinkError where two inputs have a flow of one name, or mean different sizes by one dim.
     """
     methods: dict[str, MethodRecord] = {}
     values: dict[str, Constant] = {}
-    flow: dict[str, Any] = {}
+    flows: dict[str, Any] = {}
+    owner: dict[str, PteFile] = {}
+    dims: dict[str, tuple[Dim, PteFile, str]] = {}
     provenance: dict[str, Any] = {}
     version = ""
     for file, renamed in zip(files, names, strict=True):
@@ -40,12 +46,47 @@ def merged_manifest(
                 record = foreign_record(file, plan)
             signature = evolve(record.signature, method=renamed[old])
             methods[renamed[old]] = evolve(record, signature=signature)
+            if not record.extra.get("foreign"):  # the dims of those are numbered, not named
+                _require_same_dims(signature, file, dims)
         if own is not None:
             version = max(version, own.mmpack)
             provenance[file.path.name] = own.provenance
-            if all(old == new for old, new in renamed.items()):
-                flow.update(own.flow)
-    return Manifest(methods, (), flow, values, provenance, version)
+            for name, flow in own.flow.items():
+                if name in owner:
+                    raise LinkError(
+                        f"two flows are called {name!r}, in {owner[name].path} and in "
+                        f"{file.path}; rename one in its spec and build that again"
+                    )
+                owner[name], flows[name] = file, _follow(flow, renamed)
+    return Manifest(methods, (), flows, values, provenance, version)
+
+
+def _require_same_dims(
+    signature: Signature, file: PteFile, dims: dict[str, tuple[Dim, PteFile, str]]
+) -> None:
+    """A dim's name means one size everywhere in a program. `dims` are those met so far."""
+    for name, dim in signature.dims.items():
+        first, where, method = dims.setdefault(name, (dim, file, signature.method))
+        if first != dim:
+            raise LinkError(
+                f"dim {name!r} is {first} in method {method!r} of {where.path} and {dim} in "
+                f"method {signature.method!r} of {file.path}, and means one size everywhere in a "
+                "program; rename one in its spec and build that again"
+            )
+
+
+def _follow(part: Any, names: Mapping[str, str]) -> Any:
+    """A flow, or a part of one, as plain data, whose steps run methods by their new names."""
+    if isinstance(part, list | tuple):
+        return [_follow(step, names) for step in part]
+    if not isinstance(part, dict):
+        return part
+    made = dict(part)
+    if isinstance(run := made.get("run"), str):
+        made["run"] = names.get(run, run)
+    if "steps" in made:
+        made["steps"] = _follow(made["steps"], names)
+    return made
 
 
 def foreign_record(file: PteFile, plan: ExecutionPlan) -> MethodRecord:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from mmpack.multimethod.errors import LinkError, nearest
-
-from .file import PteFile
+from mmpack.multimethod.link.file import PteFile
 
 NAMES_ITS_GRAPH = ("QnnBackend", "CoreMLBackend")
 """Backends that look their graph up by the method's name: such a method cannot be renamed."""
@@ -57,5 +56,5 @@ def method_names(
                 for file, names in zip(files, made, strict=True)
                 for old in names
             ]
-            raise LinkError(f"cannot rename {key!r}: no such method;{nearest(key, known)}")
+            raise LinkError(f"cannot rename {key!r}: no such method{nearest(key, known)}")
     return made

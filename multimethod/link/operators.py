@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from .schema import (
+from mmpack.multimethod.link.schema import (
     Bool,
     BoolList,
     Double,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from attrs import define, field
 
-from .write import Piece
+from mmpack.multimethod.link.write import Piece
 
 
 @define

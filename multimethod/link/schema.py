@@ -24,6 +24,7 @@ I32 = Annotated[int, "i"]
 U32 = Annotated[int, "I"]
 I64 = Annotated[int, "q"]
 U64 = Annotated[int, "Q"]
+F32 = Annotated[float, "f"]
 F64 = Annotated[float, "d"]
 B8 = Annotated[bool, "?"]
 

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator
 
 from attrs import frozen
 
-from .check_calls import nbytes
-from .file import Extent, PteFile
-from .integrity import PREFIX
-from .schema import DataLocation, ExecutionPlan, Location, Span, Tensor
-from .xnnpack_blob import BACKEND, keys_of
+from mmpack.multimethod.link.check_calls import nbytes
+from mmpack.multimethod.link.file import Extent, PteFile
+from mmpack.multimethod.link.integrity import PREFIX
+from mmpack.multimethod.link.schema import DataLocation, ExecutionPlan, Location, Span, Tensor
+from mmpack.multimethod.link.xnnpack_blob import BACKEND, keys_of
 
 
 @frozen

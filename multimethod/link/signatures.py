@@ -10,10 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from mmpack.multimethod.errors import FormatError, nearest
-from mmpack.multimethod.signature import Dim, Signature, ValueSpec
-
-from .file import PteFile
-from .schema import (
+from mmpack.multimethod.link.file import PteFile
+from mmpack.multimethod.link.schema import (
     Bool,
     Double,
     Dynamism,
@@ -24,6 +22,7 @@ from .schema import (
     String,
     Tensor,
 )
+from mmpack.multimethod.signature import Dim, Signature, ValueSpec
 
 _SCALARS: dict[type, str] = {Int: "int", Double: "float", Bool: "bool", String: "str", Null: "none"}
 
@@ -35,7 +34,7 @@ def foreign_signature(file: PteFile, method: str) -> Signature:
     """
     plans = {plan.name or "": plan for plan in file.plans}
     if method not in plans:
-        raise FormatError(f"{file.path}: no method {method!r};{nearest(method, plans)}")
+        raise FormatError(f"{file.path}: no method {method!r}{nearest(method, plans)}")
     plan = plans[method]
     dims: dict[str, Dim] = {}
     return Signature(

@@ -4,12 +4,11 @@ Every input laid out its own state from offset 0. Here each buffer gets a slot o
 
     declared shared        one slot for all methods that name it; they must agree on dtype,
                            shape and initial data
-    declared private       one slot per method
+    declared private       kept apart by file
     of one method only     a slot of its own
     of several methods of  the slots that the file had, so that what its author made them share
     one file               stays shared
-    of several files       LinkError, as this would be a guess (`undeclared="private"`: kept
-                           apart by file)
+    of several files       LinkError, as this would be a guess
 
 State that a file left in memory 1, where the next method's activations would overwrite it,
 moves here too. Memory 2 that is not made of named buffers moves as one block per file.
@@ -27,11 +26,10 @@ from typing import Literal
 from attrs import define, field, frozen
 
 from mmpack.multimethod.errors import LinkError, nearest
-
-from .manifest import StateRecord
-from .schema import AllocationDetails, ExecutionPlan, ScalarType
-from .share import external
-from .state_find import STATE, WORK, Region, find_state, whole_state
+from mmpack.multimethod.link.manifest import StateRecord
+from mmpack.multimethod.link.schema import AllocationDetails, ExecutionPlan, ScalarType
+from mmpack.multimethod.link.share import external
+from mmpack.multimethod.link.state_find import STATE, WORK, Region, find_state, whole_state
 
 ALIGNMENT = 16
 """Bytes, of every buffer: ExecuTorch's own."""
@@ -39,12 +37,10 @@ ALIGNMENT = 16
 
 @frozen
 class StateRule:
-    """What the caller says about buffers: patterns of names as in a shell (`*.k_cache`), and
-    what happens to a buffer of several files that no pattern matches."""
+    """What the caller says about buffers: patterns of names as in a shell (`*.k_cache`)."""
 
     shared: Sequence[str] = ()
     private: Sequence[str] = ()
-    undeclared: Literal["refuse", "private"] = "refuse"
 
     def says(self, name: str) -> Literal["shared", "private", ""]:
         shared = [p for p in self.shared if name and fnmatchcase(name, p)]
@@ -118,9 +114,9 @@ def _regions(
             made += regions
             continue
         for region in regions:
-            if region.memory == STATE and rule.says(region.name):
+            if region.memory == STATE and rule.says(region.name) == "shared":
                 raise LinkError(
-                    f"buffer {region.name!r} is declared {rule.says(region.name)}, but memory 2 of "
+                    f"buffer {region.name!r} is declared shared, but memory 2 of "
                     f"{paths[file]} has more than named buffers in it and cannot be laid out anew"
                 )
         made += [region for region in regions if region.memory == WORK]
@@ -132,8 +128,8 @@ def _check_patterns(rule: StateRule, regions: Sequence[Region]) -> None:
     names = {region.name for region in regions if region.name}
     for pattern in (*rule.shared, *rule.private):
         if not any(fnmatchcase(name, pattern) for name in names):
-            known = nearest(pattern, names) or " no method has a named buffer"
-            raise LinkError(f"state {pattern!r}: no method has such a buffer;{known}")
+            known = nearest(pattern, names) or "; no method has a named buffer"
+            raise LinkError(f"state {pattern!r}: no method has such a buffer{known}")
 
 
 def _key(
@@ -144,17 +140,16 @@ def _key(
     alone = ("private", region.method, region.name, region.memory, region.offset)
     if said == "shared":
         return ("shared", region.name), True
-    if said == "private":
-        return alone, False
     if region.anchor is None:
         return ("block", region.file), sum(r.file == region.file for r in regions) > 1
     namesakes = [r for r in regions if region.name and r.name == region.name]
     others = [r for r in namesakes if r.file != region.file]
-    if others and rule.undeclared == "refuse":
+    if others and not said:
         raise LinkError(
             f"buffer {region.name!r} is in method {region.method!r} of {paths[region.file]} and in "
             f"method {others[0].method!r} of {paths[others[0].file]}: say whether it is shared or "
-            "private"
+            f"private: --share '{region.name}' makes it one memory, --private '{region.name}' "
+            "keeps the files apart"
         )
     here = (region.file, region.offset, STATE)
     same = [r for r in namesakes if (r.file, r.offset, r.memory) == here]

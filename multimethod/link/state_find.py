@@ -14,9 +14,8 @@ from collections.abc import Iterator, Sequence
 from attrs import define, field
 
 from mmpack.multimethod.errors import LinkError
-
-from .check_calls import VIEW, nbytes
-from .schema import (
+from mmpack.multimethod.link.check_calls import VIEW, nbytes
+from mmpack.multimethod.link.schema import (
     DelegateCall,
     ExecutionPlan,
     KernelCall,

@@ -21,11 +21,10 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from mmpack.multimethod.errors import OutputError
-
-from .encode import encode
-from .file import HEADER_AT, HEADER_MAGIC, HEADER_SIZE, Extent, PteFile
-from .integrity import INTEGRITY_KEY, TRAILER_SIZE, trailer
-from .schema import DataSegment, NamedData, Program
+from mmpack.multimethod.link.encode import encode
+from mmpack.multimethod.link.file import HEADER_AT, HEADER_MAGIC, HEADER_SIZE, Extent, PteFile
+from mmpack.multimethod.link.integrity import INTEGRITY_KEY, TRAILER_SIZE, trailer
+from mmpack.multimethod.link.schema import DataSegment, NamedData, Program
 
 SEGMENT_ALIGNMENT = 128
 """Bytes. ExecuTorch's default; loaders that map segments want nothing more."""
@@ -77,7 +76,6 @@ def write_pte(
     program: Program,
     segments: Sequence[Segment],
     *,
-    alignment: int = SEGMENT_ALIGNMENT,
     sealed: bool = True,
 ) -> int:
     """Writes a program and its segments; the size of the file in bytes.
@@ -97,12 +95,12 @@ def write_pte(
         if segment.inside:
             offset = table[segment.inside[0]].offset + segment.inside[1]
         else:
-            offset = _up(end, alignment)
+            offset = _up(end)
             end = offset + segment.size
         table.append(DataSegment(offset, segment.size))
     # The length of the encoding may not depend on the checksum, so its place comes first.
     data = encode(evolve(program, segments=table or None), reserved=HEADER_SIZE)
-    base = _up(len(data), alignment) if table else 0
+    base = _up(len(data)) if table else 0
     struct.pack_into(
         "<4sIQQQ", data, HEADER_AT, HEADER_MAGIC, HEADER_SIZE, len(data), base, end if table else 0
     )
@@ -122,8 +120,8 @@ def write_pte(
     return total
 
 
-def _up(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
+def _up(size: int) -> int:
+    return -(-size // SEGMENT_ALIGNMENT) * SEGMENT_ALIGNMENT
 
 
 class _Stream:

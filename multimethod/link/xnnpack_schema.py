@@ -1,21 +1,47 @@
 """The tables of an XNNPACK delegate's graph, as `schema.py` has those of a program.
 
-A test holds them against the `runtime_schema.fbs` of ExecuTorch's XNNPACK backend. Many nodes
-there are one table under several union tags; a class each keeps the tags apart.
+A test holds them, and those of `xnnpack_nodes.py` and `xnnpack_union.py`, against the
+`runtime_schema.fbs` of ExecuTorch's XNNPACK backend.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from enum import IntEnum
 
 from attrs import define
 
-from mmpack.multimethod.link.schema import I16, I32, U32, U64, Skipped, Span
-
-F32 = Annotated[float, "f"]
+from mmpack.multimethod.link.schema import F32, I16, I32, U32, U64, Skipped, Span
+from mmpack.multimethod.link.xnnpack_union import XNode
 
 INVALID_ID = 2**32 - 1
 """XNN_INVALID_VALUE_ID: no value, or one that is not external."""
+
+
+class Datatype(IntEnum):
+    """XNNDatatype. `BITS` has the width of an element of each."""
+
+    fp32 = 1
+    fp16 = 2
+    qint8 = 3
+    quint8 = 4
+    qint32 = 5
+    qcint8 = 6
+    qcint32 = 7
+    qcint4 = 8
+    qdint8 = 9
+    qbint4 = 10
+    qpint8 = 11
+    int32 = 12
+    pfp32 = 13
+    bf16 = 14
+
+
+BITS: dict[int, int] = {
+    **dict.fromkeys((1, 5, 7, 12, 13), 32),
+    **dict.fromkeys((2, 14), 16),
+    **dict.fromkeys((3, 4, 6, 9, 11), 8),
+    **dict.fromkeys((8, 10), 4),
+}
 
 
 @define
@@ -75,344 +101,6 @@ class QuantizedTensorValue:
 @define
 class XValue:
     xvalue_union: TensorValue | QuantizedTensorValue | None = None
-
-
-@define
-class Node1x1:
-    input_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class Node2x1:
-    input1_id: U32 = 0
-    input2_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class Pooling:
-    padding_top: U32 = 0
-    padding_right: U32 = 0
-    padding_bottom: U32 = 0
-    padding_left: U32 = 0
-    pooling_height: U32 = 0
-    pooling_width: U32 = 0
-    stride_height: U32 = 0
-    stride_width: U32 = 0
-    dilation_height: U32 = 0
-    dilation_width: U32 = 0
-    input_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class Convolution:
-    padding_top: U32 = 0
-    padding_right: U32 = 0
-    padding_bottom: U32 = 0
-    padding_left: U32 = 0
-    kernel_height: U32 = 0
-    kernel_width: U32 = 0
-    subsampling_height: U32 = 0
-    subsampling_width: U32 = 0
-    dilation_height: U32 = 0
-    dilation_width: U32 = 0
-    group_input_channels: U32 = 0
-    group_output_channels: U32 = 0
-    groups: U32 = 0
-    adjustment_height: U32 = 0
-    adjustment_width: U32 = 0
-    input1_id: U32 = 0
-    filter_id: U32 = 0
-    bias_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class Concatenate:
-    axis: U32 = 0
-    input1_id: U32 = 0
-    input2_id: U32 = 0
-    input3_id: U32 = 0
-    input4_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-    input5_id: U32 = 0
-
-
-@define
-class FullyConnected:
-    input1_id: U32 = 0
-    filter_id: U32 = 0
-    bias_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class StaticTranspose:
-    num_dims: U32 = 0
-    perm: tuple[U32, ...] | None = None
-    input_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class StaticResizeBilinear2D:
-    new_height: U32 = 0
-    new_width: U32 = 0
-    input_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class StaticConstantPad:
-    pre_paddings: tuple[U32, ...] | None = None
-    post_paddings: tuple[U32, ...] | None = None
-    padding_value: F32 = 0.0
-    input_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class StaticReshape:
-    num_dims: U32 = 0
-    new_shape: tuple[U32, ...] | None = None
-    input_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class ArgMaxPooling2d:
-    padding_top: U32 = 0
-    padding_right: U32 = 0
-    padding_bottom: U32 = 0
-    padding_left: U32 = 0
-    pooling_height: U32 = 0
-    pooling_width: U32 = 0
-    input_id: U32 = 0
-    output_value_id: U32 = 0
-    output_index_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class LeakyReLU:
-    negative_slope: F32 = 0.0
-    input_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class ELU:
-    alpha: F32 = 0.0
-    input_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class StaticSlice:
-    num_dims: U32 = 0
-    offsets: tuple[U32, ...] | None = None
-    sizes: tuple[U32, ...] | None = None
-    input_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-@define
-class ScaledDotProductAttention:
-    query_id: U32 = 0
-    key_id: U32 = 0
-    value_id: U32 = 0
-    scale_id: U32 = 0
-    mask_id: U32 = 0
-    output_id: U32 = 0
-    flags: U32 = 0
-
-
-class Add(Node2x1): ...
-
-
-class Softmax(Node1x1): ...
-
-
-class Sigmoid(Node1x1): ...
-
-
-class Clamp(Node1x1): ...
-
-
-class Conv2d(Convolution): ...
-
-
-class Div(Node2x1): ...
-
-
-class AvgPooling2d(Pooling): ...
-
-
-class Minimum(Node2x1): ...
-
-
-class DepthwiseConv2d(Convolution): ...
-
-
-class MaxPooling2d(Pooling): ...
-
-
-class Multiply(Node2x1): ...
-
-
-class Subtract(Node2x1): ...
-
-
-class Floor(Node1x1): ...
-
-
-class Convert(Node1x1): ...
-
-
-class GlobalAvgPooling2d(Node1x1): ...
-
-
-class SquareRoot(Node1x1): ...
-
-
-class Ceiling(Node1x1): ...
-
-
-class Hardswish(Node1x1): ...
-
-
-class Maximum(Node2x1): ...
-
-
-class Negate(Node1x1): ...
-
-
-class Square(Node1x1): ...
-
-
-class Abs(Node1x1): ...
-
-
-class PReLU(Node2x1): ...
-
-
-class Concatenate2(Concatenate): ...
-
-
-class Concatenate3(Concatenate): ...
-
-
-class Concatenate4(Concatenate): ...
-
-
-class BatchMatrixMultiply(Node2x1): ...
-
-
-class Concatenate5(Concatenate): ...
-
-
-class ConvTranspose2d(Convolution): ...
-
-
-class ReciprocalSquareRoot(Node1x1): ...
-
-
-class Log(Node1x1): ...
-
-
-class Gelu(Node1x1): ...
-
-
-class Tanh(Node1x1): ...
-
-
-class Exp(Node1x1): ...
-
-
-class Sin(Node1x1): ...
-
-
-class Copy(Node1x1): ...
-
-
-class Cos(Node1x1): ...
-
-
-@define
-class OutputMinMax:
-    output_min: F32 = 0.0
-    output_max: F32 = 0.0
-
-
-@define
-class XNode:
-    xnode_union: (
-        Add
-        | FullyConnected
-        | Softmax
-        | Sigmoid
-        | StaticTranspose
-        | Clamp
-        | Conv2d
-        | Div
-        | StaticResizeBilinear2D
-        | StaticConstantPad
-        | AvgPooling2d
-        | Minimum
-        | DepthwiseConv2d
-        | MaxPooling2d
-        | Multiply
-        | Subtract
-        | Floor
-        | Convert
-        | GlobalAvgPooling2d
-        | StaticReshape
-        | ArgMaxPooling2d
-        | SquareRoot
-        | Ceiling
-        | Hardswish
-        | LeakyReLU
-        | Maximum
-        | Negate
-        | Square
-        | ELU
-        | Abs
-        | PReLU
-        | Concatenate2
-        | Concatenate3
-        | Concatenate4
-        | StaticSlice
-        | ScaledDotProductAttention
-        | BatchMatrixMultiply
-        | Concatenate5
-        | ConvTranspose2d
-        | ReciprocalSquareRoot
-        | Log
-        | Gelu
-        | Tanh
-        | Exp
-        | Sin
-        | Copy
-        | Cos
-        | None
-    ) = None
-    debug_handle: U32 = 0
-    output_min_max: OutputMinMax | None = None
 
 
 @define

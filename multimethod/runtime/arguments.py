@@ -72,8 +72,7 @@ class Arguments:
         bound = dict(zip(self._names, args, strict=False))
         for name, value in kwargs.items():
             if name not in self._names:
-                known = nearest(name, self._names)
-                raise self._error(f"has no input {name!r}" + (f";{known}" if known else ""))
+                raise self._error(f"has no input {name!r}{nearest(name, self._names)}")
             if name in bound:
                 raise self._error(f"input {name!r} was given twice")
             bound[name] = value

@@ -158,7 +158,7 @@ class Methods:
         return run
 
     def _unknown(self, name: str) -> CallError:
-        return CallError(f"{self.path}: no method {name!r};{nearest(name, self._methods)}")
+        return CallError(f"{self.path}: no method {name!r}{nearest(name, self._methods)}")
 
 
 def _identity(path: Path) -> tuple[int, ...]:

@@ -45,13 +45,12 @@ def read_inputs(
         if not equals:
             raise CallError(f"{text!r}: expected name=value, with a name of {', '.join(names)}")
         if name not in names:
-            raise CallError(f"{signature.method} has no input {name!r};{nearest(name, names)}")
+            raise CallError(f"{signature.method} has no input {name!r}{nearest(name, names)}")
         if name in texts:
             raise CallError(f"{signature.method}: input {name!r} was given twice")
         texts[name] = value
     for dim in sizes.keys() - signature.dims.keys():
-        known = nearest(dim, signature.dims)
-        raise CallError(f"{signature.method} has no dim {dim!r}" + (f";{known}" if known else ""))
+        raise CallError(f"{signature.method} has no dim {dim!r}{nearest(dim, signature.dims)}")
     values: dict[str, Any] = {
         spec.name: _read(spec, texts[spec.name])
         for spec in signature.inputs
@@ -76,7 +75,7 @@ def _read(spec: ValueSpec, text: str) -> Any:
             with safe_open(match["path"], framework="pt") as file:
                 key, keys = match["key"], file.keys()
                 if key not in keys:
-                    raise CallError(f"{match['path']} has no {key!r};{nearest(key, keys)}")
+                    raise CallError(f"{match['path']} has no {key!r}{nearest(key, keys)}")
                 return file.get_tensor(key)
         if text.endswith(".npy"):
             return torch.from_numpy(numpy.load(Path(text), allow_pickle=False))

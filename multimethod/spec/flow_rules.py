@@ -90,8 +90,7 @@ def _outputs(flow: FlowSpec, keys: Keys, walk: Walk) -> Findings:
         elif output in walk.caches and output not in walk.values:
             yield Finding(here, f"{output!r} is a cache; expected what a step gives")
         elif not walk.gives(output):
-            hint = nearest(output, walk.values)
-            yield Finding(here, f"no step gives {output!r}" + (f";{hint}" if hint else ""))
+            yield Finding(here, f"no step gives {output!r}{nearest(output, walk.values)}")
         met.add(output)
 
 

@@ -113,7 +113,7 @@ class Walk:
         if source in self.appended:
             return f"the cache {source!r} is read before anything is appended to it"
         hint = nearest(source, [*self.values, *self.caches, *self.cut, POSITIONS])
-        return f"nothing gives {source!r} before this step" + (f";{hint}" if hint else "")
+        return f"nothing gives {source!r} before this step{hint}"
 
     def _mismatch(self, source: str, reader: ValueSpec | None) -> str | None:
         """Why the reader cannot read the source, as far as the spec tells. Notes the reader."""

@@ -29,6 +29,12 @@ def check_inputs(inputs: Mapping[str, InputSpec], keys: Keys, draft: Draft) -> F
             yield Finding((*here, "dtype"), unknown("dtype", given.dtype, DTYPES))
         elif given.range is not None and (message := _wrong_range(given.range, given.dtype)):
             yield Finding((*here, "range"), message)
+        elif given.range is None and given.dtype in _INTEGERS and DTYPES[given.dtype] > 1:
+            yield Finding(
+                here,
+                f"an {given.dtype} input needs a `range`, such as 0..255: the smallest and the "
+                "largest value that it is to be tested with",
+            )
 
 
 def wrong_name(name: str) -> str | None:

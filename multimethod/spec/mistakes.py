@@ -105,8 +105,7 @@ class Mistakes:
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """What to say of a name that does not exist."""
-    hint = nearest(name, known)
-    return f"no {kind} is called {name!r}" + (f";{hint}" if hint else "")
+    return f"no {kind} is called {name!r}{nearest(name, known)}"
 
 
 def dotted(keys: Keys) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
@@ -86,15 +86,10 @@ def _wrong_in_file(folder: Path, place: str, name: str, wanted: str) -> str | No
         return None  # what else there is, only an import can tell
     if name not in defined:
         known = [n for n, kind in defined.items() if kind in (wanted, "class", "function")]
-        return f"{place} defines no {wanted} {name!r}" + _hint(name, known)
+        return f"{place} defines no {wanted} {name!r}{nearest(name, known)}"
     if wanted == "class" and defined[name] == "function":
         return f"expected a class, and {name!r} in {place} is a function"
     return None
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    hint = nearest(name, known)
-    return f";{hint}" if hint else ""
 
 
 def _defined(body: list[ast.stmt]) -> Iterator[tuple[str, str]]:

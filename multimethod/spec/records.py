@@ -29,8 +29,8 @@ class ModelSpec:
 
 @frozen
 class InputSpec:
-    """One input tensor: its shape (numbers and names of dims), its dtype, and for integers the
-    inclusive range that test values are drawn from. `[1, chunk, 96]` is short for
+    """One input tensor: its shape (numbers and names of dims), its dtype, and for integers (8-bit
+    ones apart) the inclusive range that test values are drawn from. `[1, chunk, 96]` is short for
     `{shape: [1, chunk, 96]}`."""
 
     shape: tuple[int | str, ...]
@@ -58,7 +58,8 @@ class MethodSpec:
     inputs: name -> InputSpec, in call order; or "captured".
     axes: for captured inputs: input name -> {axis number: dim name}.
     outputs: names, in order; none given: `out`, or `out_0`, `out_1`, ….
-    tolerance: largest absolute error against eager PyTorch; none given: the target's.
+    tolerance: largest error against eager PyTorch, relative to the output's root mean square or
+        to an element that is larger; none given: the target's.
     """
 
     module: str

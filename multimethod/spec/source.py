@@ -134,8 +134,7 @@ def _refuse(path: Path, error: OSError | ValueError) -> NoReturn:
     if isinstance(error, FileNotFoundError):
         folder = path.parent
         specs = [p.name for p in folder.glob("*.y*ml")] if folder.is_dir() else []
-        hint = nearest(path.name, specs)
-        message = "no such file" + (f";{hint}" if hint else "")
+        message = f"no such file{nearest(path.name, specs)}"
     elif isinstance(error, IsADirectoryError):
         message = "expected a file, got a folder"
         if specs := sorted(p.name for p in path.glob("*.y*ml")):

@@ -51,8 +51,7 @@ def problems(error: BaseException, keys: Keys = ()) -> Iterator[Finding]:
         known = [a.name.rstrip("_") for a in attrs.fields(error.cl)]
         for key in sorted(error.extra_fields, key=str):
             hint = nearest(str(key), known, shown=len(known))
-            message = "this key means nothing here" + (f";{hint}" if hint else "")
-            yield Finding((*here, key), message, at_key=True)
+            yield Finding((*here, key), f"this key means nothing here{hint}", at_key=True)
     elif isinstance(error, KeyError) and here:
         # cattrs looks the key up: the field has no default, and its key is not there.
         yield Finding(here[:-1], f"the key {here[-1]!r} is missing", at_key=True)

@@ -48,8 +48,8 @@ class Backend(ABC):
     @classmethod
     @abstractmethod
     def tolerance(cls, options: Any) -> float:
-        """Largest absolute error against eager PyTorch, relative to the output's largest
-        magnitude where that is above 1, that is still a right answer."""
+        """Largest error against eager PyTorch, relative as in `compare.difference`, that is still
+        a right answer."""
 
     @classmethod
     def delegates(cls) -> bool:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,8 @@ class Build:
         os.kill(self.pid, signal_)
 
     def kill(self) -> None:
-        try:
+        with suppress(ProcessLookupError):  # it may be done already
             self.send(signal.SIGKILL)
-        except ProcessLookupError:  # it was done already
-            pass
         wait_for_end([self.pid])
 
 

@@ -88,6 +88,8 @@ def test_shapes_are_told_in_terms_of_the_specs_dims(
         ("return x + 1 if x.shape[0] > 40 else x + 2", "kv"),
         ("return x + 1 if x.shape[0] % 32 == 0 else x + 2", "kv"),
         ("return x + 1 if x.shape[0] // 8 % 2 == 0 else x + 2", "kv"),
+        ("return x + 1 if x.shape[0] % 24 == 0 else x + 2", "kv"),
+        ("return x + 1 if x.shape[0] == 48 else x + 2", "kv"),
         ("return x.view(-1, 32).sum(0)", "kv"),
         ("return x.view(-1, 32).sum(0)", "n"),
     ],

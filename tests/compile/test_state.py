@@ -256,3 +256,26 @@ class Summed(nn.Module):
     outs = [program.run_method(name, x)[0][0].item() for name in ("one", "two", "one", "one")]
     assert outs == [3.0, 3.0, 4.0, 5.0]
     assert {s.name for s in program.manifest.state if "sum" in s.name} == {"one:sum", "two:sum"}
+
+
+def test_a_shared_pattern_must_make_two_methods_meet(project: Any) -> None:
+    """Two wrappers, each with a buffer of its own: the same name, and not the same memory."""
+    project.model("class Model(nn.Module):\n    def forward(self, x): return x\n")
+    project.file(
+        "wrap.py",
+        """
+        import torch
+        from torch import nn
+        class Keep(nn.Module):
+            def __init__(self, module):
+                super().__init__()
+                self.register_buffer("kept", torch.zeros(3))
+            def forward(self, x):
+                self.kept.add_(x)
+                return self.kept * 1
+        """,
+    )
+    method = '{module: ".", wrapper: "wrap.py:Keep", target: plain, inputs: {x: [3]}}'
+    project.spec(f'methods:\n  a: {method}\n  b: {method}\nstate: {{shared: ["*kept"]}}\n')
+    with pytest.raises(ModelError, match=r"no two methods reach one buffer of '\*kept'"):
+        project.build()

@@ -14,10 +14,12 @@ class Two(nn.Module):
         self.used, self.unused = nn.Linear(4, 4), nn.Linear(4, 4)
         self.register_buffer("cache", torch.zeros(1000))
         self.register_buffer("count", torch.zeros(1), persistent=False)
+        self.register_buffer("last", torch.zeros(2, 4))
         self.register_buffer("spare", torch.zeros(1), persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.count.add_(1)
+        self.last.copy_(x)
         return self.used(x)
 
 
@@ -26,8 +28,8 @@ def test_unused_weights_and_buffers_are_dropped_and_the_rest_computes_the_same()
     program = torch.export.export(model, (x,), strict=False).run_decompositions({})
     drop_unused(program)
     names = {spec.target for spec in program.graph_signature.input_specs if spec.target}
-    # `count` is read nowhere but in its own change.
-    assert names == {"used.weight", "used.bias", "count"}
-    assert set(program.state_dict) == {"used.weight", "used.bias"}
+    # `count` is read nowhere but in its own change, `last` nowhere at all.
+    assert names == {"used.weight", "used.bias", "count", "last"}
+    assert set(program.state_dict) == {"used.weight", "used.bias", "last"}
     assert set(program.constants) == {"count"}
     torch.testing.assert_close(program.module()(x), model.used(x))

@@ -253,12 +253,13 @@ def test_a_flow_that_is_not_there_is_refused(made: tuple[Program, Eager]) -> Non
 def test_building_refuses_a_flow_that_is_not_its_reference(project: Any) -> None:
     from mmpack.multimethod.errors import VerifyError
 
-    project.model(MODEL.replace("return Back(self)(q, k, v, positions)", "return v, positions"))
+    project.model(
+        MODEL.replace("return Back(self)(q, k, v, positions)", "return v, positions.float()")
+    )
     with pytest.raises(VerifyError, match="flow prefill: output 'y' at 10 rows is off by"):
         project.spec(SPEC).build()
     project.model(MODEL + "\n    def whole(self, z):\n        return z, z\n")
-    named = "    outputs: [y, where]\n    reference: whole\n"
-    project.spec(SPEC.replace("    outputs: [y, where]\n", named))
+    project.spec(SPEC.replace("cut: {x: chunk}", "cut: {x: chunk}\n    reference: whole"))
     with pytest.raises(VerifyError) as caught:
         project.build()
     assert "running the model's whole on x failed: TypeError" in str(caught.value)

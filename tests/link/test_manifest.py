@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import evolve
 
-from mmpack.multimethod.errors import FormatError
+from mmpack.multimethod.errors import FormatError, LinkError
 from mmpack.multimethod.link import (
     Manifest,
     MethodRecord,
@@ -109,18 +110,86 @@ def test_foreign_methods_are_described(pte: Pte, tmp_path: Path) -> None:
     assert str(again.signature) == ("again(in_0: float32[2, 32]) -> (out_0: float32[2, 32])")
 
 
-def test_records_follow_a_rename(pte: Pte, tmp_path: Path) -> None:
-    link(
-        [pte("mlp")],
-        tmp_path / "a.pte",
-        manifest=lambda known: evolve(known, mmpack="9", flow={"f": {}}),
+def flow(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"cut": {"x": "kv"}, "steps": list(steps), "outputs": ["out"], "reference": "forward"}
+
+
+def program(pte: Pte, path: Path, dim: Dim = KV, flows: dict[str, Any] | None = None) -> Path:
+    """A program that says of itself that its `forward` is `SIGNATURE`, with this `kv`."""
+    signature = evolve(SIGNATURE, method="forward", dims={"kv": dim})
+    record = evolve(RECORD, signature=signature)
+    link([pte("mlp")], path, manifest=Manifest({"forward": record}, flow=flows or {}, mmpack="9"))
+    return path
+
+
+def test_records_and_flows_follow_a_rename(pte: Pte, tmp_path: Path) -> None:
+    given = flow(
+        {"run": "forward", "with_": {"forward": "forward"}, "steps": []},
+        {"run": None, "steps": [{"run": "forward"}, {"run": "elsewhere"}]},
     )
-    report = link([tmp_path / "a.pte"], tmp_path / "b.pte", rename={"forward": "encode"})
+    path = program(pte, tmp_path / "a.pte", flows={"forward": given})
+    report = link([path], tmp_path / "b.pte", rename={"forward": "encode"})
     assert set(report.manifest.methods) == {"encode"}
     assert report.manifest.methods["encode"].signature.method == "encode"
     assert report.manifest.mmpack == "9"
-    assert report.manifest.flow == {}, "a flow that names a renamed method is dropped"
-    assert link([tmp_path / "a.pte"], tmp_path / "c.pte").manifest.flow == {"f": {}}
+    assert report.manifest.flow == {
+        "forward": flow(
+            {"run": "encode", "with_": {"forward": "forward"}, "steps": []},
+            {"run": None, "steps": [{"run": "encode"}, {"run": "elsewhere"}]},
+        )
+    }
+    assert link([path], tmp_path / "c.pte").manifest.flow == {"forward": given}
+
+
+@pytest.mark.parametrize("odd", [{}, None, 3, {"steps": 3}, {"steps": [3, {"run": [1]}]}])
+def test_a_flow_that_is_none_is_carried_over_as_it_is(odd: Any, pte: Pte, tmp_path: Path) -> None:
+    path = program(pte, tmp_path / "a.pte", flows={"f": odd})
+    report = link([path], tmp_path / "b.pte", rename={"forward": "encode"})
+    assert report.manifest.flow == {"f": odd}
+
+
+def test_two_flows_of_one_name(pte: Pte, tmp_path: Path) -> None:
+    flows = {"go": flow({"run": "forward"})}
+    a = program(pte, tmp_path / "a.pte", flows=flows)
+    b = program(pte, tmp_path / "b.pte", flows=flows)
+    with pytest.raises(LinkError) as error:
+        link([a, b], tmp_path / "x.pte", rename={"b.pte:forward": "again"})
+    assert str(error.value) == (
+        f"two flows are called 'go', in {a} and in {b}; rename one in its spec and build that again"
+    )
+    assert not (tmp_path / "x.pte").exists()
+
+
+@pytest.mark.parametrize("dim", [Dim("kv", 16, 512, 32), Dim("kv", 32, 64, 32), Dim("kv", 32, 512)])
+def test_one_dim_of_two_sizes(dim: Dim, pte: Pte, tmp_path: Path) -> None:
+    a, b = program(pte, tmp_path / "a.pte"), program(pte, tmp_path / "b.pte", dim)
+    with pytest.raises(LinkError) as error:
+        link([a, b], tmp_path / "x.pte", rename={"b.pte:forward": "again"})
+    assert str(error.value) == (
+        f"dim 'kv' is kv=32..512:32 in method 'forward' of {a} and {dim} in method 'again' of {b}, "
+        "and means one size everywhere in a program; rename one in its spec and build that again"
+    )
+    assert not (tmp_path / "x.pte").exists()
+
+
+def test_one_dim_of_one_size_may_come_from_two_files(pte: Pte, tmp_path: Path) -> None:
+    a, b = program(pte, tmp_path / "a.pte"), program(pte, tmp_path / "b.pte")
+    report = link([a, b], tmp_path / "x.pte", rename={"b.pte:forward": "again"})
+    assert [dict(r.signature.dims) for r in report.manifest.methods.values()] == [{"kv": KV}] * 2
+
+
+def test_dims_of_foreign_methods_are_their_own(pte: Pte, tmp_path: Path) -> None:
+    """They are called after their place (`in_0_0`), and never clash: not as foreign files, and
+    not as what was linked before."""
+    link([pte("dynamic")], tmp_path / "a.pte")
+    files = [tmp_path / "a.pte", pte("xnnpack_dynamic"), pte("put")]
+    own = program(pte, tmp_path / "b.pte", Dim("kv", 1, 3))
+    report = link(
+        [*files, own],
+        tmp_path / "x.pte",
+        rename={"a.pte:forward": "one", "xnnpack_dynamic.pte:forward": "two"},
+    )
+    assert {"one", "two", "put", "forward"} == set(report.manifest.methods)
 
 
 def test_a_manifest_of_other_methods(pte: Pte, tmp_path: Path) -> None:

@@ -80,13 +80,9 @@ def test_never_guessed(pte: Pte, tmp_path: Path) -> None:
         link([pte("put"), pte("bump")], tmp_path / "x.pte")
     assert str(error.value) == (
         f"buffer 'cache' is in method 'put' of {pte('put')} and in method 'bump' of "
-        f"{pte('bump')}: say whether it is shared or private"
+        f"{pte('bump')}: say whether it is shared or private: --share 'cache' makes it one memory, "
+        "--private 'cache' keeps the files apart"
     )
-
-
-def test_undeclared_is_private_where_asked(pte: Pte, stock: OpenStock, tmp_path: Path) -> None:
-    link([pte("put"), pte("bump"), pte("peek")], tmp_path / "x.pte", undeclared="private")
-    equal_to_eager(stock(tmp_path / "x.pte"), three())
 
 
 def test_a_buffer_of_one_method_needs_no_declaration(
@@ -176,7 +172,8 @@ def test_what_a_file_shares_stays_shared_in_it(
 ) -> None:
     """Two copies of a file whose two methods share a cache: two caches."""
     copy, rename = renamed_copy(pte, name, tmp_path)
-    report = link([pte(name), copy], tmp_path / "x.pte", rename=rename, undeclared="private")
+    private = ["*"] if name == "put_bump" else []
+    report = link([pte(name), copy], tmp_path / "x.pte", rename=rename, private=private)
     one = sharing({"put": Put(), "bump": Bump()}, "cache")
     two = sharing({"put_2": Put(), "bump_2": Bump()}, "cache")
     order = ("put", "put_2", "bump", "bump", "bump_2", "put_2", "bump", "bump_2")
@@ -245,7 +242,7 @@ def test_a_linked_program_may_be_linked_again(
     named = first[0] == "put"
     said: dict[str, list[str]] = {"shared": ["cache"]} if named else {}
     link([pte(name) for name in first], tmp_path / "a.pte", **said)  # type: ignore[arg-type]
-    link([tmp_path / "a.pte", pte("peek")], tmp_path / "x.pte", undeclared="private")
+    link([tmp_path / "a.pte", pte("peek")], tmp_path / "x.pte", private=["*"])
     models = three()
     if named:
         sharing({name: models[name] for name in ("put", "bump")}, "cache")

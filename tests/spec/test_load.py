@@ -115,7 +115,7 @@ def test_two_axes_of_one_dim_and_other_readers(base: str, load: Load) -> None:
         "inputs: {q: [1, chunk, 96],", "inputs: {q: [1, 32, 96], hidden: [1, kv, 96],"
     ).replace(
         "inputs: {hidden: [1, chunk, 96]}",
-        "inputs: {hidden: [1, 32, 96], positions: {shape: [32], dtype: int64}}",
+        "inputs: {hidden: [1, 32, 96], positions: {shape: [32], dtype: int64, range: 0..255}}",
     )
     assert load(text).methods
 

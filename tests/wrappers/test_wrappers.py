@@ -1,13 +1,22 @@
-"""Each wrapper against the plain layers that it was cut from."""
+"""The wrappers, put together again, are the layers of a plain model.
+
+The oracle is the plain code of `examples/adder/model.py`, which knows nothing of wrappers, and for
+attention also PyTorch's own.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from mmpack.examples.adder.model import AdderConfig, adder
-from mmpack.examples.adder.model import rotary as plain_rotary
+from mmpack.examples.adder.model import Adder, AdderConfig, rotary
 from mmpack.multimethod.errors import ModelError
 from mmpack.wrappers import find, names
 from mmpack.wrappers.attention import Attention
@@ -17,90 +26,105 @@ from mmpack.wrappers.output_mlp import OutputMlp
 from mmpack.wrappers.qkv_proj import QkvProj
 from mmpack.wrappers.rotary import Rotary
 
-HEADS = [(6, 2), (4, 4), (8, 1), (9, 3)]
+
+def model(heads: int, kv_heads: int, head_dim: int = 8, hidden: int = 24) -> Adder:
+    torch.manual_seed(heads * 10 + kv_heads)
+    config = AdderConfig(
+        hidden=hidden, layers=1, heads=heads, kv_heads=kv_heads, head_dim=head_dim, mlp=40, vocab=11
+    )
+    made = Adder(config).eval().requires_grad_(False)
+    for parameter in made.parameters():  # norms too, which start as ones
+        nn.init.normal_(parameter, std=0.3)
+    return made
 
 
-def _model(heads: int, kv_heads: int) -> nn.Module:
-    torch.manual_seed(heads)
-    model = adder(hidden=48, layers=2, heads=heads, kv_heads=kv_heads, head_dim=8, mlp=64)
-    return model.requires_grad_(False)
+GROUPS = [(1, 1), (4, 4), (6, 2), (9, 3), (8, 1)]
 
 
-@pytest.mark.parametrize("theta", [10000.0, 500000.0])
-def test_rotary_gives_the_plain_models_angles(theta: float) -> None:
-    positions = torch.tensor([0, 1, 5, 200])
-    for got, expected in zip(
-        Rotary(nn.Identity(), head_dim=8, theta=theta)(positions),
-        plain_rotary(positions, 8, theta),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, expected)
-
-
-@pytest.mark.parametrize(("heads", "kv_heads"), HEADS)
-@pytest.mark.parametrize("length", [1, 2, 13])
-def test_pieces_of_a_model_put_together_are_the_model(
-    heads: int, kv_heads: int, length: int
+@pytest.mark.parametrize(("heads", "kv_heads"), GROUPS)
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 7), (3, 5)])
+def test_projections_attention_and_mlp_are_a_layer(
+    heads: int, kv_heads: int, batch: int, length: int
 ) -> None:
-    model = _model(heads, kv_heads)
-    tokens = torch.randint(256, (1, length))
+    plain = model(heads, kv_heads)
+    layer = plain.layers[0]
+    hidden = torch.randn(batch, length, 24)
     positions = torch.arange(length)
-    cos, sin = Rotary(model, head_dim=8)(positions)
-    hidden = Embedding(model.embed_tokens)(tokens)
-    for layer in model.layers:
-        q, k, v = QkvProj(layer, head_dim=8)(hidden, cos, sin)
-        assert q.shape == (1, length, heads, 8)
-        assert k.shape == v.shape == (1, length, kv_heads, 8)
-        mixed = Attention(layer)(q, k, v, positions)
-        hidden = OutputMlp(layer)(hidden, mixed)
-    torch.testing.assert_close(LmHead(model)(hidden), model(tokens), rtol=1e-5, atol=1e-5)
+    cos, sin = Rotary(plain, head_dim=8)(positions)
+    q, k, v = QkvProj(layer, head_dim=8)(hidden, cos, sin)
+    assert q.shape == (batch, length, heads, 8)
+    assert k.shape == v.shape == (batch, length, kv_heads, 8)
+    mixed = Attention(layer)(q, k, v, positions)
+    got = OutputMlp(layer)(hidden, mixed)
+    torch.testing.assert_close(got, layer(hidden, *rotary(positions, 8)))
 
 
-@pytest.mark.parametrize("split", [1, 4, 9])
-def test_attention_in_chunks_over_a_padded_cache_is_attention_at_once(split: int) -> None:
-    torch.manual_seed(0)
-    q, k, v = torch.randn(1, 10, 6, 8), torch.randn(1, 10, 2, 8), torch.randn(1, 10, 2, 8)
-    attention = Attention(nn.Identity())
-    whole = attention(q, k, v, torch.arange(10))
-    # Rows beyond the last query hold anything: here what comes later, and then large numbers.
-    junk = torch.full((1, 6, 2, 8), 1e4)
-    for start, stop in ((0, split), (split, 10)):
-        positions = torch.arange(start, stop)
-        keys, values = torch.cat([k[:, :stop], junk], 1), torch.cat([v[:, :stop], junk], 1)
-        piece = attention(q[:, start:stop], keys, values, positions)
-        torch.testing.assert_close(piece, whole[:, start:stop])
+@pytest.mark.parametrize("head_dim", [2, 8, 16])
+@pytest.mark.parametrize("theta", [10000.0, 500.0])
+def test_rotary_gives_the_angles_of_any_positions(head_dim: int, theta: float) -> None:
+    positions = torch.tensor([0, 5, 5, 200, 3])
+    got = Rotary(nn.Identity(), head_dim, theta)(positions)
+    torch.testing.assert_close(got, rotary(positions, head_dim, theta))
 
 
-def test_attention_agrees_with_torchs_own() -> None:
-    torch.manual_seed(0)
-    q, k, v = torch.randn(2, 7, 6, 8), torch.randn(2, 7, 2, 8), torch.randn(2, 7, 2, 8)
-    expected = nn.functional.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=True
+def test_the_ends_are_the_models() -> None:
+    plain = model(2, 1)
+    tokens = torch.tensor([[3, 0, 10]])
+    torch.testing.assert_close(Embedding(plain.embed_tokens)(tokens), plain.embed_tokens(tokens))
+    hidden = torch.randn(1, 3, 24)
+    torch.testing.assert_close(LmHead(plain)(hidden), plain.lm_head(plain.norm(hidden)))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), GROUPS)
+@pytest.mark.parametrize(("start", "new", "beyond"), [(0, 4, 0), (3, 4, 0), (9, 1, 6), (2, 5, 9)])
+def test_attention_is_pytorchs_own_over_the_rows_so_far(
+    heads: int, kv_heads: int, start: int, new: int, beyond: int
+) -> None:
+    q = torch.randn(2, new, heads, 8)
+    k, v = torch.randn(2, 2, start + new + beyond, kv_heads, 8)
+    positions = torch.arange(start, start + new)
+    mask = torch.arange(start + new + beyond) <= positions[:, None]
+    oracle = F.scaled_dot_product_attention(
+        *(x.transpose(1, 2) for x in (q, k, v)), attn_mask=mask, enable_gqa=True
     )
-    got = Attention(nn.Identity())(q, k, v, torch.arange(7))
-    torch.testing.assert_close(got, expected.transpose(1, 2).reshape(2, 7, 48))
+    got = Attention(nn.Identity())(q, k, v, positions)
+    torch.testing.assert_close(got, oracle.transpose(1, 2).reshape(2, new, heads * 8))
 
 
-def test_every_wrapper_is_found_by_its_files_name() -> None:
-    assert names() == (
-        "attention",
-        "embedding",
-        "lm_head",
-        "output_mlp",
-        "qkv_proj",
-        "rotary",
-    )
-    assert find("qkv_proj") is QkvProj
-    assert all(issubclass(find(name), nn.Module) for name in names())
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 20), st.integers(0, 30), st.integers(1, 9))
+def test_rows_beyond_the_last_query_do_not_count(new: int, beyond: int, scale: int) -> None:
+    q, positions = torch.randn(1, new, 2, 4), torch.arange(new)
+    k = torch.randn(1, new + beyond, 1, 4)
+    other = k.clone()
+    other[:, new:] = float(scale) * 1000
+    attend = Attention(nn.Identity())
+    assert torch.equal(attend(q, k, k, positions), attend(q, other, other, positions))
 
 
-def test_an_unknown_wrapper_names_the_nearest() -> None:
-    with pytest.raises(
-        ModelError, match=r"no wrapper is called 'qkv_porj'; did you mean 'qkv_proj'\?"
+def test_wrappers_keep_the_weights_that_they_were_given() -> None:
+    plain = model(2, 1)
+    own = {id(p) for p in plain.parameters()}
+    for wrapper in (
+        QkvProj(plain.layers[0], head_dim=8),
+        OutputMlp(plain.layers[0]),
+        LmHead(plain),
     ):
-        find("qkv_porj")
+        assert {id(p) for p in wrapper.parameters()} <= own
+    assert not list(Attention(plain).parameters())
+    assert not list(Rotary(plain, head_dim=8).parameters())
 
 
-def test_the_example_refuses_sizes_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="cannot share"):
-        AdderConfig(heads=6, kv_heads=4)
+def test_every_file_is_a_wrapper_and_is_found_by_its_name() -> None:
+    found: dict[str, Any] = {name: find(name) for name in names()}
+    assert set(found) == {"attention", "embedding", "lm_head", "output_mlp", "qkv_proj", "rotary"}
+    for name, wrapper in found.items():
+        assert issubclass(wrapper, nn.Module)
+        assert wrapper is getattr(
+            importlib.import_module(f"mmpack.wrappers.{name}"), wrapper.__name__
+        )
+
+
+def test_a_name_that_is_no_wrapper_gets_the_nearest() -> None:
+    with pytest.raises(ModelError, match="no wrapper is called 'qkv_pro'; did you mean 'qkv_proj'"):
+        find("qkv_pro")

@@ -1,0 +1,261 @@
+"""The examples do what they say, held against plain PyTorch and the stock runtime."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from mmpack.examples.adder import demo, sums
+from mmpack.examples.adder.evaluate import accuracy, complete
+from mmpack.multimethod import build, inspect, load
+from mmpack.multimethod.compile.model import load_model
+from mmpack.multimethod.errors import CallError
+from mmpack.multimethod.flow.program import Program
+from mmpack.multimethod.spec import load_spec
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+Example = Callable[[str], Path]
+
+
+def model_of(name: str) -> Any:
+    return load_model(load_spec(EXAMPLES / name / f"{name}.yaml"))
+
+
+def unique_bytes(model: nn.Module) -> int:
+    """Bytes of a model's weights, tied ones once."""
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def largest_allowed(model: nn.Module, methods: int) -> float:
+    return 1.01 * unique_bytes(model) + methods * 64 * 1024
+
+
+def prompts(count: int, examples: int, seed: int) -> list[tuple[str, str]]:
+    """Held-out questions after some worked examples, and their answers."""
+    rng = random.Random(seed)
+    return [
+        (sums.prompt([sums.draw(rng) for _ in range(examples)], (a, b)), f"{a + b}\n")
+        for a, b in sums.held_out(count, seed)
+    ]
+
+
+class TestNestedMatmul:
+    """A static parent, and its child with two dims that vary apart from each other."""
+
+    @pytest.fixture(scope="class")
+    def program(self, example: Example) -> Program:
+        return load(example("nested_matmul"))
+
+    def test_the_parent_is_static_and_the_child_is_dynamic(self, program: Program) -> None:
+        assert str(program.signature("forward")) == (
+            "forward(x: float32[8, 64], y: float32[8, 64]) -> (product: float32[8, 8])"
+        )
+        assert str(program.signature("matmul")) == (
+            "matmul(a: float32[m=1..128, 64], b: float32[64, n=1..128]) -> (product: float32[m, n])"
+        )
+
+    @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 128), (128, 1), (5, 5), (7, 100), (128, 128)])
+    def test_the_childs_dims_are_independent(self, program: Program, m: int, n: int) -> None:
+        a, b = torch.randn(m, 64), torch.randn(64, n)
+        torch.testing.assert_close(program.run_method("matmul", a, b).product, a @ b)
+
+    def test_the_parent_is_called_alone(self, program: Program) -> None:
+        x, y = torch.randn(8, 64), torch.randn(8, 64)
+        expected = model_of("nested_matmul")(x, y)
+        torch.testing.assert_close(program.run_method("forward", x, y).product, expected)
+        with pytest.raises(CallError):
+            program.run_method("forward", x[:7], y)
+
+    def test_the_stock_runtime_gives_identical_results(
+        self, program: Program, stock: Callable[[Path], Any]
+    ) -> None:
+        given: Mapping[str, tuple[torch.Tensor, ...]] = {
+            "forward": (torch.randn(8, 64), torch.randn(8, 64)),
+            "matmul": (torch.randn(3, 64), torch.randn(64, 90)),
+        }
+        loaded = stock(program.path)
+        for name, inputs in given.items():
+            (theirs,) = loaded.load_method(name).execute(list(inputs))
+            assert torch.equal(program.run_method(name, *inputs)[0], theirs)
+
+
+class TestEncoderDecoder:
+    """Two Python methods of one model, with one copy of the weights that both use."""
+
+    def test_together_they_are_the_model(self, example: Example) -> None:
+        program, model = load(example("encoder_decoder")), model_of("encoder_decoder")
+        for source_length, row_count in [(1, 1), (64, 3), (9, 64)]:
+            source, rows = torch.randn(source_length, 256), torch.randn(row_count, 256)
+            (memory,) = program.run_method("encode", source)
+            (decoded,) = program.run_method("decode", memory=memory, rows=rows)
+            torch.testing.assert_close(decoded, model(source, rows))
+
+    def test_shared_weights_are_stored_once(self, example: Example) -> None:
+        path, model = example("encoder_decoder"), model_of("encoder_decoder")
+        size = path.stat().st_size
+        assert size <= largest_allowed(model, 2)
+        mixed = unique_bytes(model.mix)
+        assert size < unique_bytes(model) + mixed / 2  # so `mix` is not there twice
+        methods = inspect(path).methods
+        assert all(method.bytes > mixed for method in methods.values())
+
+
+class TestAdder:
+    """A trained decoder, cut in three parts a layer, in two sizes."""
+
+    @pytest.fixture(scope="class")
+    def program(self, example: Example) -> Program:
+        return load(example("adder"))
+
+    @pytest.fixture(scope="class")
+    def model(self) -> Any:
+        return model_of("adder")
+
+    def test_it_is_as_small_as_its_weights(self, program: Program, model: nn.Module) -> None:
+        assert unique_bytes(model) < 2 * 1024 * 1024
+        assert program.path.stat().st_size <= largest_allowed(model, len(program.method_names))
+
+    def test_only_attention_is_dynamic(self, program: Program) -> None:
+        dynamic = {name for name in program if program.signature(name).dynamic}
+        assert dynamic == {"attention.chunk", "attention.one"}
+
+    @pytest.mark.parametrize(("examples", "seed"), [(0, 0), (7, 1), (9, 2), (14, 3), (18, 4)])
+    def test_program_and_eager_write_the_same_tokens_and_logits(
+        self, program: Program, model: nn.Module, examples: int, seed: int
+    ) -> None:
+        ((text, answer),) = prompts(1, examples, seed)
+        prompt = torch.tensor([sums.encode(text)])
+        chunk = program.flow("prefill").plan.size
+        assert examples == 0 or prompt.shape[1] > 2 * chunk
+        tokens, logits = demo.generate(program, prompt)
+        expected_tokens, expected_logits = demo.generate_eagerly(model, prompt)
+        assert tokens == expected_tokens
+        torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
+        assert sums.decode(tokens) == answer
+
+    def test_it_adds_held_out_sums(self, model: nn.Module) -> None:
+        assert accuracy(model, n=1000, seed=0) >= 0.99
+        assert not {sums.draw(random.Random(i)) for i in range(2000)} & set(sums.held_out(1000, 0))
+
+    @pytest.mark.parametrize(
+        ("count", "least"),
+        [(30, 28), pytest.param(1000, 990, marks=pytest.mark.slow)],
+    )
+    def test_the_program_adds_held_out_sums(self, program: Program, count: int, least: int) -> None:
+        right = 0
+        for text, answer in prompts(count, 0, seed=0):
+            tokens, _ = demo.generate(program, torch.tensor([sums.encode(text)]))
+            right += sums.decode(tokens) == answer
+        assert right >= least
+
+    def test_what_the_greedy_text_says_is_what_the_scores_say(self, model: nn.Module) -> None:
+        for text, answer in prompts(10, 2, seed=5):
+            assert (complete(model, text) == answer) == (
+                demo.generate_eagerly(model, torch.tensor([sums.encode(text)]))[0]
+                == sums.encode(answer)
+            )
+
+    def test_every_method_is_what_the_stock_runtime_makes_of_it(
+        self, program: Program, stock: Callable[[Path], Any]
+    ) -> None:
+        from mmpack.multimethod.samples import middle_sizes, random_inputs
+
+        loaded = stock(program.path)
+        assert program.manifest is not None
+        for name, record in program.manifest.methods.items():
+            signature = record.signature
+            inputs = random_inputs(
+                signature.inputs,
+                middle_sizes(signature.dims),
+                {k: tuple(v) for k, v in record.extra["ranges"].items()},
+                torch.Generator().manual_seed(0),
+            )
+            theirs = loaded.load_method(name).execute(list(inputs))
+            ours = program.run_method(name, *inputs)
+            assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), name
+
+    @pytest.mark.parametrize(
+        "question", ["1+", "+1", "1000+1", "1+1000", "a+b", "1-1", "1+1+1", "١+١", ""]
+    )
+    def test_a_question_that_is_no_sum_is_refused_before_anything_is_built(
+        self, question: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MMPACK_CACHE", str(tmp_path))
+        with pytest.raises(CallError, match="expected a sum of two numbers of up to 3 digits"):
+            demo.demo(question, tmp_path / "adder.pte")
+        assert not list(tmp_path.iterdir())
+
+    def test_the_demo_shows_that_both_agree(
+        self, example: Example, build_cache: Path, tmp_path: Path, capsys: Any
+    ) -> None:
+        example("adder")
+        demo.demo("123+989", tmp_path / "adder.pte", cache=build_cache)
+        shown = capsys.readouterr().out
+        assert "123+989=1112" in shown
+        assert "program       '1112\\n'" in shown and "eager PyTorch '1112\\n'" in shown
+
+
+SMOLLM = """
+mmpack: 1
+model:
+  factory: model.py:adder
+  args: {hidden: 576, layers: 6, heads: 9, kv_heads: 3, head_dim: 64, mlp: 1536, vocab: 1024}
+dims: {chunk: 64, half: 32, kv: {min: 64, max: 512, step: 64}}
+targets: {cpu: {backend: xnnpack}}
+methods:
+  layers.{i}.qkv_proj.{n}:
+    each: {i: 0..5, n: [chunk, half]}
+    module: layers.{i}
+    wrapper: qkv_proj
+    args: {head_dim: 64}
+    target: cpu
+    inputs: {hidden: [1, "{n}", 576], cos: ["{n}", 64], sin: ["{n}", 64]}
+    outputs: [q, k, v]
+  attention.{n}:
+    each: {n: [chunk, half]}
+    module: layers.0
+    wrapper: attention
+    target: cpu
+    inputs:
+      q: [1, "{n}", 9, 64]
+      k: [1, kv, 3, 64]
+      v: [1, kv, 3, 64]
+      positions: {shape: ["{n}"], dtype: int64, range: 0..511}
+    outputs: mixed
+  layers.{i}.output_mlp.{n}:
+    each: {i: 0..5, n: [chunk, half]}
+    module: layers.{i}
+    wrapper: output_mlp
+    target: cpu
+    inputs: {hidden: [1, "{n}", 576], mixed: [1, "{n}", 576]}
+    outputs: hidden
+  lm_head.{n}:
+    each: {n: [chunk, half]}
+    module: "."
+    wrapper: lm_head
+    target: cpu
+    inputs: {hidden: [1, "{n}", 576]}
+    outputs: logits
+"""
+
+
+@pytest.mark.slow
+def test_a_model_of_the_shape_of_smollm2_135m_is_stored_once_for_two_sizes(
+    tmp_path: Path,
+) -> None:
+    """Six of its layers with random weights; the vocabulary is 1,024 instead of 49,152."""
+    (tmp_path / "model.py").write_text((EXAMPLES / "adder" / "model.py").read_text())
+    (tmp_path / "spec.yaml").write_text(SMOLLM)
+    report = build(tmp_path / "spec.yaml", tmp_path / "out.pte", jobs=2, cache=tmp_path / "cache")
+    model = load_model(load_spec(tmp_path / "spec.yaml"))
+    used = unique_bytes(model) - unique_bytes(model.embed_tokens)
+    size = (tmp_path / "out.pte").stat().st_size
+    assert len(report.methods) == 28
+    assert size <= 1.01 * used + 28 * 64 * 1024
+    assert size >= used

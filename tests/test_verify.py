@@ -1,0 +1,297 @@
+"""The oracle itself: what it tries, how it measures, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mmpack.multimethod import load, verify
+from mmpack.multimethod.compare import combinations, difference
+from mmpack.multimethod.compile.unit import make_units
+from mmpack.multimethod.errors import FlowError, ModelError, VerifyError
+from mmpack.multimethod.progress import Silent
+from mmpack.multimethod.signature import Dim
+from mmpack.multimethod.verify import Checked, Verified, verify_methods
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("expected", "got", "error"),
+    [
+        ([1.0, 2.0], [1.0, 2.0], 0.0),
+        ([0.5, 0.0, 0.0, 0.0], [0.5, 0.25, 0.0, 0.0], 1.0),  # relative to the mean square's root
+        ([0.0, 4.0, 0.0, 0.0], [0.0, 5.0, 0.0, 0.0], 0.25),  # or to the element, if larger
+        ([0.0, 0.0], [0.0, 0.0005], 0.5),  # but to no less than a thousandth
+        ([INF, 1.0], [INF, 1.5], 0.5),
+        ([NAN, 1.0], [NAN, 1.5], 0.5),
+        ([NAN, INF], [NAN, INF], INF),  # nothing was compared
+        ([-3e4, 1.0, 1.0], [-3e4, 1.5, 1.0], 0.5),  # a mask's value hides nothing beside it
+        ([-3e4, 1.0], [-6e4, 1.0], 1.0),
+        ([INF], [-INF], INF),
+        ([NAN], [INF], INF),
+        ([NAN], [0.0], INF),
+        ([1.0], [NAN], INF),
+        ([0.0], [INF], INF),
+        ([], [], 0.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_difference_of_floats(
+    expected: list[float], got: list[float], error: float, dtype: torch.dtype
+) -> None:
+    one, other = torch.tensor(expected, dtype=dtype), torch.tensor(got, dtype=dtype)
+    assert difference(one, other) == pytest.approx(error, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("expected", "got"),
+    [
+        (torch.ones(2), torch.ones(3)),
+        (torch.ones(2), torch.ones(1, 2)),
+        (torch.ones(2), torch.ones(2, dtype=torch.float64)),
+        (torch.ones(2, dtype=torch.int64), torch.ones(2, dtype=torch.int32)),
+        (torch.tensor([1, 2]), torch.tensor([1, 3])),
+        (torch.tensor([True]), torch.tensor([False])),
+    ],
+)
+def test_difference_of_other_kinds_is_infinite(expected: torch.Tensor, got: torch.Tensor) -> None:
+    assert difference(expected, got) == INF
+    assert difference(expected, expected) == 0.0
+
+
+def test_a_nan_is_never_right() -> None:
+    assert not Checked("f", NAN, 1.0, "").right
+    assert not Checked("f", INF, 1.0, "").right
+
+
+def dims(**given_: Dim) -> dict[str, Dim]:
+    return given_
+
+
+def test_combinations_are_all_of_minimum_middle_and_maximum() -> None:
+    found = combinations(dims(a=Dim("a", 1, 9), b=Dim("b", 8, 8), c=Dim("c", 16, 64, 16)))
+    assert len(found) == 9
+    assert {s["a"] for s in found} == {1, 5, 9}
+    assert {s["b"] for s in found} == {8}
+    assert {s["c"] for s in found} == {16, 32, 64}
+    assert combinations({}) == [{}]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(1, 8)), min_size=1, max_size=6
+    )
+)
+def test_combinations_are_admitted_reach_both_ends_and_are_few(
+    ranges: list[tuple[int, int, int]],
+) -> None:
+    every = {
+        f"d{n}": Dim(f"d{n}", low * step, (low + more) * step, step)
+        for n, (low, more, step) in enumerate(ranges)
+    }
+    found = combinations(every)
+    assert len(found) <= 27 + 15
+    for name, dim in every.items():
+        sizes = {combination[name] for combination in found}
+        assert {dim.min, dim.max} <= sizes
+        assert all(dim.admits(size) for size in sizes)
+
+
+def test_two_dims_meet_in_one_size_where_they_can() -> None:
+    found = combinations(dims(a=Dim("a", 2, 20), b=Dim("b", 8, 64, 8)))
+    assert any(s["a"] == s["b"] for s in found)
+    apart = combinations(dims(a=Dim("a", 2, 20), b=Dim("b", 21, 64)))
+    assert len(apart) == 9
+
+
+def test_everything_that_is_wrong_is_told_at_once() -> None:
+    verified = Verified(
+        {"a": Checked("a", 0.5, 0.1, "output 'y'"), "b": Checked("b", 0.0, 0.1, "output 'y'")},
+        (Checked("flow f", INF, 0.1, "output 'z' at 3 rows"),),
+    )
+    with pytest.raises(VerifyError) as caught:
+        verified.require_right()
+    assert str(caught.value) == (
+        "a: output 'y' is off by 0.5 from eager PyTorch, allowed 0.1\n"
+        "flow f: output 'z' at 3 rows is off by inf from eager PyTorch, allowed 0.1"
+    )
+
+
+MODEL = """
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.arange(3.0))
+        self.register_buffer("sum", torch.zeros(3))
+    def forward(self, x):
+        return x * self.w + {shift}
+    def add(self, x):
+        self.sum += x
+        return self.sum * 1
+    def seen(self, x):
+        return self.sum + x
+"""
+SPEC = """
+dims: {chunk: 2, n: {min: 1, max: 8}}
+methods:
+  f: {module: ".", target: plain, inputs: {x: [chunk, 3]}, outputs: y}
+  add: {module: ".", call: add, target: plain, inputs: {x: [3]}}
+  seen: {module: ".", call: seen, target: plain, inputs: {x: [n, 3]}}
+state: {shared: [sum]}
+flow:
+  go: {cut: {x: chunk}, steps: [f], outputs: [y]}
+constants: {get_size: 3}
+"""
+
+
+@pytest.fixture
+def built(project: Any) -> Any:
+    project.model(MODEL.replace("{shift}", "1")).spec(SPEC).build()
+    return project
+
+
+def test_a_program_is_right_for_the_spec_that_it_was_built_from(built: Any) -> None:
+    verified = verify(built.output, built.path)
+    assert [*verified.methods, *(flow.name for flow in verified.flows)] == [
+        "f",
+        "add",
+        "seen",
+        "flow go",
+    ]
+    assert all(c.error <= 1e-6 for c in (*verified.methods.values(), *verified.flows))
+
+
+def test_a_changed_model_is_named_by_method_and_flow(built: Any) -> None:
+    built.model(MODEL.replace("{shift}", "2"))
+    with pytest.raises(VerifyError) as caught:
+        verify(built.output, built.path)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["f", "flow go"]
+
+
+def test_state_is_followed_from_method_to_method(built: Any) -> None:
+    built.model(MODEL.replace("{shift}", "1").replace("self.sum += x", "self.sum -= x"))
+    with pytest.raises(VerifyError) as caught:
+        verify(built.output, built.path)
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == ["add", "seen"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("f: {module", "g: {module", "has no method 'g'"),
+        ("[chunk, 3]}, outputs", "[chunk, 4]}, outputs", "f: the program takes\n  f(x: float32["),
+        ("n: {min: 1, max: 8}", "n: {min: 1, max: 9}", "seen: the program takes"),
+        ("outputs: y}", "outputs: z}", "f: the program's outputs are y, the spec says z"),
+        ("go: {cut", "gone: {cut", "has no flow 'gone'"),
+        ("outputs: [y]}", "outputs: [y], reference: none}", "flow 'go' of"),
+        ("get_size: 3", "get_size: 4", "constant 'get_size' of"),
+        ("get_size: 3", "get_sizes: 3", "has no constant 'get_sizes'"),
+    ],
+)
+def test_another_spec_is_told_from_the_programs(built: Any, old: str, new: str, says: str) -> None:
+    text = SPEC.replace(old, new)
+    text = text.replace("steps: [f]", "steps: [g]") if "g: {module" in new else text
+    text = text.replace("outputs: [y]", "outputs: [z]") if new == "outputs: z}" else text
+    assert text != SPEC
+    built.spec(text)
+    with pytest.raises(VerifyError) as caught:
+        verify(built.output, built.path)
+    assert says in str(caught.value)
+
+
+def test_a_foreign_program_is_not_what_the_spec_says(built: Any, foreign: Path) -> None:
+    with pytest.raises(VerifyError, match="has no method 'f', 'add', 'seen'"):
+        verify(foreign, built.path)
+
+
+def test_a_foreign_program_with_the_right_methods_lacks_names(project: Any, tmp_path: Path) -> None:
+    from executorch.exir import to_edge_transform_and_lower
+
+    project.model(MODEL.replace("{shift}", "1"))
+    project.spec("methods: {f: {module: '.', target: plain, inputs: {x: [2, 3]}}}")
+    exported = torch.export.export(project.load_model(), (torch.ones(2, 3),))
+    made = tmp_path / "stock.pte"
+    made.write_bytes(to_edge_transform_and_lower({"f": exported}).to_executorch().buffer)
+    with pytest.raises(VerifyError, match="the program takes"):
+        verify(made, project.path)
+
+
+def test_a_reference_that_is_not_there_is_told(project: Any) -> None:
+    project.model(MODEL.replace("{shift}", "1"))
+    project.spec(SPEC.replace("outputs: [y]}", "outputs: [y], reference: whole}"))
+    with pytest.raises((VerifyError, ModelError), match="no method 'whole'"):
+        project.build()
+
+
+def test_verifying_leaves_the_model_as_it_was(built: Any) -> None:
+    from mmpack.multimethod.compile.model import load_model
+    from mmpack.multimethod.compile.unit import make_units
+    from mmpack.multimethod.progress import Silent
+    from mmpack.multimethod.verify import verify_program
+
+    spec_file = built.checked
+    model = load_model(spec_file)
+    units = make_units(spec_file, model)
+    verify_program(built.output, spec_file, units, model, {}, Silent())
+    assert model.sum.tolist() == [0, 0, 0]
+
+
+def test_small_numbers_that_are_mostly_wrong_are_not_right() -> None:
+    """A softmax over many entries, each of them tiny."""
+    right = torch.randn(65536, generator=torch.Generator().manual_seed(0)).softmax(0)
+    wrong = right.roll(1)
+    assert difference(right, right * (1 + 1e-6)) < 1e-4
+    assert difference(right, wrong) > 1e-2
+
+
+ADD = '  add: {module: ".", call: add, target: plain, inputs: {x: [3]}}\n'
+READER_FIRST = SPEC.replace(ADD, "").replace("state:", ADD + "state:")
+
+
+def test_a_reader_that_stands_before_the_writer_is_held_against_what_it_wrote(built: Any) -> None:
+    """Each method has its own `sum` in the program; only a second round shows that."""
+    built.spec(READER_FIRST.replace("shared", "private")).build()
+    model = built.load_model()
+    units = make_units(built.checked, model)
+    found = verify_methods(load(built.output), units, model, {}, Silent())
+    assert [name for name, checked in found.items() if not checked.right] == ["seen"]
+
+
+def test_state_that_is_shared_otherwise_than_the_spec_says_is_named(built: Any) -> None:
+    built.spec(SPEC.replace("shared", "private"))
+    with pytest.raises(VerifyError, match=r"buffer 'sum' is shared in .*, the spec says private"):
+        verify(built.output, built.path)
+
+
+def test_a_program_for_another_target_is_told_from_the_specs(built: Any) -> None:
+    built.spec(SPEC.replace('f: {module: ".", target: plain', 'f: {module: ".", target: cpu'))
+    with pytest.raises(VerifyError, match=r"f: the program was built for .*portable.*the spec says"):
+        verify(built.output, built.path)
+
+
+def test_a_method_that_the_spec_has_not_is_named(built: Any) -> None:
+    start = SPEC.index("  seen:")
+    built.spec(SPEC[:start] + SPEC[SPEC.index("state:") :].replace("state: {shared: [sum]}\n", ""))
+    with pytest.raises(VerifyError, match="has a method 'seen' that the spec has not"):
+        verify(built.output, built.path)
+
+
+def test_a_flows_tolerance_is_that_of_its_own_steps(project: Any) -> None:
+    loose = SPEC.replace("inputs: {x: [n, 3]}}", "inputs: {x: [n, 3]}, tolerance: 100}")
+    project.model(MODEL.replace("{shift}", "1")).spec(loose).build()
+    (flow,) = verify(project.output, project.path).flows
+    assert flow.tolerance < 1e-3
+
+
+def test_a_flow_of_methods_with_state_is_refused(project: Any) -> None:
+    text = SPEC.replace("steps: [f]", "steps: [seen]").replace("outputs: [y]}", "outputs: [out]}")
+    project.model(MODEL.replace("{shift}", "1")).spec(text.replace("x: [n, 3]", "x: [chunk, 3]"))
+    with pytest.raises(FlowError, match="flow 'go': method 'seen' has state, the buffer 'sum'"):
+        project.build()
