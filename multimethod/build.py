@@ -89,19 +89,15 @@ def build(
     model = load_model(spec_file)
     units = make_units(spec_file, model)
     with Cache(Path(cache) if cache is not None else None) as store:
-        parts = _compile(spec_file, model, units, store, jobs, progress)
-
-    # Linked twice: the manifest of what is shipped holds the errors that were measured on what
-    # was linked first. Only the second one bears the output's name.
-    verified: Verified | None = None
-    if verify:
-        with _scratch_beside(target) as folder:
-            progress.stage("link", 1)
-            _link(parts, None, folder / target.name)
-            progress.done("")
-            verified = verify_program(
-                folder / target.name, spec_file, units, model, parts.state.private, progress
-            )
+        # What a fingerprint overlooks makes a stale object, and verification finds it. Without
+        # verification nothing is taken from the cache.
+        fresh = frozenset() if verify else frozenset(units)
+        parts = _compile(spec_file, model, units, store, jobs, progress, fresh)
+        verified = _verify(parts, model, target, progress) if verify else None
+        if verified is not None and (stale := _doubtful(parts, verified)):
+            parts = _compile(spec_file, model, units, store, jobs, progress, stale)
+            verified = _verify(parts, model, target, progress)
+    if verified is not None:
         verified.require_right()
     progress.stage("link", 1)
     report = _link(parts, verified, target)
@@ -112,6 +108,28 @@ def build(
         flows=verified.flows if verified is not None else (),
         link=report,
     )
+
+
+def _verify(parts: _Parts, model: nn.Module, target: Path, progress: Progress) -> Verified:
+    """Link the parts beside the target and run them. What is shipped is linked once more, since
+    its manifest holds the errors that are measured here."""
+    with _scratch_beside(target) as folder:
+        path = folder / target.name
+        progress.stage("link", 1)
+        _link(parts, None, path)
+        progress.done("")
+        private = parts.state.private
+        return verify_program(path, parts.spec_file, parts.units, model, private, progress)
+
+
+def _doubtful(parts: _Parts, verified: Verified) -> frozenset[str]:
+    """Methods out of the cache that are wrong, or that a wrong flow is made of."""
+    wrong = {c.name for c in verified.methods.values() if not c.right}
+    for flow in verified.flows:
+        if not flow.right:
+            steps = parts.spec_file.steps[flow.name.removeprefix("flow ")]
+            wrong |= {step.run for step in steps if step.run}
+    return frozenset(wrong - parts.objects.compiled)
 
 
 def _require_backends(spec_file: SpecFile) -> None:
@@ -166,8 +184,9 @@ def _compile(
     store: Cache,
     jobs: int,
     progress: Progress,
+    fresh: frozenset[str],
 ) -> _Parts:
-    compiler = Compiler(units, state_names(model), store, progress)
+    compiler = Compiler(units, state_names(model), store, progress, fresh)
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     state = decide(spec_file, {name: f.touched for name, f in facts.items()})

@@ -18,9 +18,8 @@ def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     Those that killed processes left there under this name are removed first: a living owner
     holds a lock on its folder. Raises OSError.
     """
-    prefix = f".{name}."
-    _sweep(parent, prefix)
-    folder, lock = _locked(parent, prefix)
+    sweep(parent, name)
+    folder, lock = _locked(parent, f".{name}.")
     try:
         yield folder
     finally:
@@ -41,7 +40,9 @@ def _locked(parent: Path, prefix: str) -> tuple[Path, int]:
         os.close(lock)
 
 
-def _sweep(parent: Path, prefix: str) -> None:
+def sweep(parent: Path, name: str) -> None:
+    """Remove the scratch folders of this name whose owners are dead. Raises OSError."""
+    prefix = f".{name}."
     with os.scandir(parent) as entries:
         stale = [e.path for e in entries if e.name.startswith(prefix) and e.name.endswith(".tmp")]
     for path in stale:

@@ -466,3 +466,30 @@ def test_what_is_built_is_what_the_model_has_now(project: Any) -> None:
         )
         (out,) = project.program().run_method("f", torch.ones(2))
         assert out.item() == 2 * value
+
+
+STALE = """
+import json, pathlib
+from types import SimpleNamespace
+CONFIG = SimpleNamespace(**json.loads(pathlib.Path(__file__).with_name("config.json").read_text()))
+class Model(nn.Module):
+    def forward(self, x):
+        return x * CONFIG.scale
+"""
+STALE_SPEC = 'methods: {f: {module: ".", target: plain, inputs: {x: [3]}, outputs: y}}\n'
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_what_the_cache_cannot_tell_apart_is_compiled_again(project: Any, verify: bool) -> None:
+    """A value that came from a file while the model was imported: no fingerprint sees it."""
+    project.model(STALE).spec(STALE_SPEC)
+    project.file("config.json", '{"scale": 2.0}')
+    project.build(verify=verify)
+    project.file("config.json", '{"scale": 3.0}')
+    project.model(STALE + "\n")
+    # The cached module of the model's file is that of its content: another process reads it anew.
+    for name in [name for name in sys.modules if name.startswith("_mmpack_")]:
+        del sys.modules[name]
+    project.build(verify=verify)
+    x = torch.ones(3)
+    assert torch.equal(load(project.output).run_method("f", x).y, 3 * x)

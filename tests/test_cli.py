@@ -283,6 +283,31 @@ class TestLink:
         assert "--rename foreign.pte:scaled=<name>" in message
         assert list(tmp_path.iterdir()) == []
 
+    def test_whether_a_buffer_is_shared_is_said_and_not_guessed(
+        self, toy: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "copy.pte").write_bytes(toy.read_bytes())
+        out = tmp_path / "both.pte"
+        files = ("link", toy, tmp_path / "copy.pte", "-o", out)
+        names = [f"--rename=copy.pte:{name}={name}_2" for name in load(toy).method_names]
+        code, message = failing(*files, *names)
+        assert code == 7 and not out.exists()
+        assert "buffer 'total' is in method 'add' of " in message
+        assert "--share 'total'" in message and "--private 'total'" in message
+        code, message = failing(*files, *names, "--share", "total")
+        assert code == 7 and "buffer 'calls'" in message
+
+        one = torch.ones(2)
+        assert mmpack(*files, *names, "--share", "total", "--private", "c*").exit_code == 0
+        program = load(out)
+        program.run_method("add", one)
+        assert program.run_method("scaled_2", one).product.tolist() == [8.0, 0.0]
+        assert mmpack(*files, *names, "--private", "*").exit_code == 0
+        program = load(out)
+        program.run_method("add", one)
+        assert program.run_method("scaled", one).product.tolist() == [8.0, 0.0]
+        assert program.run_method("scaled_2", one).product.tolist() == [7.0, -1.0]
+
     @pytest.mark.parametrize("rename", ["scaled", "scaled=", "=x"])
     def test_a_rename_that_is_none(self, toy: Path, tmp_path: Path, rename: str) -> None:
         result = mmpack("link", toy, "-o", tmp_path / "o.pte", "--rename", rename)

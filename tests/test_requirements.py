@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+from mmpack.multimethod.report.doctor import PACKAGES
+
 ROOT = Path(__file__).parent.parent
 SOURCES = ("multimethod", "wrappers", "examples", "cli.py")
 COMMANDS = {"pytest-benchmark"}
@@ -50,12 +52,12 @@ def normal(package: str) -> str:
     return re.sub(r"[-_.]+", "-", package).lower()
 
 
-PACKAGES = metadata.packages_distributions()
+DISTRIBUTIONS = metadata.packages_distributions()
 
 
 def packages(module: str) -> set[str]:
     """The packages that a module may come from; several share the name `ruamel`."""
-    return {normal(name) for name in PACKAGES.get(module, [module])}
+    return {normal(name) for name in DISTRIBUTIONS.get(module, [module])}
 
 
 def unlisted(modules: dict[str, Path], known: set[str]) -> list[str]:
@@ -73,6 +75,10 @@ def test_every_import_of_the_tests_is_installed() -> None:
     modules = third_party("tests")
     assert {"pytest", "hypothesis"} <= modules.keys()
     assert unlisted(modules, test | listed("options", "install_requires")) == []
+
+
+def test_doctor_shows_what_is_installed() -> None:
+    assert {"mmpack", *listed("options", "install_requires")} == set(map(normal, PACKAGES))
 
 
 def test_nothing_is_installed_that_nobody_imports() -> None:

@@ -20,7 +20,11 @@ from typing import Any, Self
 from attrs import frozen
 
 from mmpack.multimethod.errors import OutputError
-from mmpack.multimethod.scratch import scratch_folder
+from mmpack.multimethod.scratch import scratch_folder, sweep
+
+
+SCRATCH = "build"
+"""Name of the folders for what is on its way into the cache."""
 
 
 @frozen
@@ -52,6 +56,7 @@ class Cache:
         try:
             for name in ("facts", "objects", "logs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
+            sweep(self.root, SCRATCH)
         except OSError as error:
             raise self._unusable(error) from error
 
@@ -83,7 +88,7 @@ class Cache:
         """A path for something on its way into the cache; gone when the cache is closed."""
         if self._scratch is None:
             try:
-                self._scratch = self._open.enter_context(scratch_folder(self.root, "build"))
+                self._scratch = self._open.enter_context(scratch_folder(self.root, SCRATCH))
             except OSError as error:
                 raise self._unusable(error) from error
         return self._scratch / name

@@ -46,15 +46,24 @@ class Objects:
 
 
 class Compiler:
-    """Makes the objects of some units: `export_all`, then `compile_all`."""
+    """Makes the objects of some units: `export_all`, then `compile_all`.
+
+    fresh: names of units that are made anew, whatever the cache has.
+    """
 
     def __init__(
-        self, units: Mapping[str, Unit], names: Mapping[int, str], store: Cache, progress: Progress
+        self,
+        units: Mapping[str, Unit],
+        names: Mapping[int, str],
+        store: Cache,
+        progress: Progress,
+        fresh: frozenset[str] = frozenset(),
     ) -> None:
         self._units = units
         self._names = names
         self._store = store
         self._progress = progress
+        self._fresh = fresh
         fingerprints = Fingerprints(names)
         self._prints = {name: fingerprints.of(unit) for name, unit in units.items()}
         self._exported: dict[str, Exported] = {}
@@ -65,7 +74,7 @@ class Compiler:
         facts: dict[str, Facts] = {}
         for name, unit in self._units.items():
             self._progress.start(name)
-            known = self._store.facts(self._prints[name])
+            known = None if name in self._fresh else self._store.facts(self._prints[name])
             if known is not None:
                 facts[name] = PLAIN.structure(known, Facts)
             else:
@@ -97,7 +106,7 @@ class Compiler:
             self._progress.done(name, "failed" if answer.error else "")
 
         for name in self._units:
-            found = self._store.object(keys[name])
+            found = None if name in self._fresh else self._store.object(keys[name])
             if found is not None:
                 objects[name] = found
                 self._progress.done(name, "cached")

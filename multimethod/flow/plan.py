@@ -93,8 +93,7 @@ class _Planner:
 
     def plan(self, flow: FlowSpec) -> Plan:
         for step in flow.steps:  # of no other methods: a foreign one may use the names otherwise
-            if step.run in self.signatures:
-                self.dims.update(self.signatures[step.run].dims)
+            self.dims.update(self._signature(step).dims)
         self.size = self._piece_size()
         planned = tuple(self._step(step) for step in flow.steps)
         for unused in self.cut.keys() - self.cuts.keys():
@@ -122,11 +121,15 @@ class _Planner:
             raise self.error(f"all inputs are cut in pieces of one size, got {told}")
         return next(iter(sizes))
 
+    def _signature(self, step: StepSpec) -> Signature:
+        assert step.run is not None
+        if step.run not in self.signatures:
+            raise self.error(f"there is no method {step.run!r}{nearest(step.run, self.signatures)}")
+        return self.signatures[step.run]
+
     def _step(self, step: StepSpec) -> Step:
         assert step.run is not None
-        signature = self.signatures.get(step.run)
-        if signature is None:
-            raise self.error(f"there is no method {step.run!r}{nearest(step.run, self.signatures)}")
+        signature = self._signature(step)
         outputs = {value.name: value for value in signature.outputs}
         for kind, names, known in (
             ("input", step.with_, [v.name for v in signature.inputs]),

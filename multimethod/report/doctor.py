@@ -17,11 +17,11 @@ PACKAGES = (
     "attrs",
     "cattrs",
     "click",
-    "flatbuffers",
     "numpy",
     "rich",
     "ruamel.yaml",
     "safetensors",
+    "sympy",
 )
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mmpack.multimethod.errors import CallError, FlowError
 from mmpack.multimethod.flow.execute import Context
 from mmpack.multimethod.flow.program import Program, load
+from mmpack.multimethod.link import link
 
 CHUNK, LONGEST = 4, 24
 
@@ -105,6 +106,19 @@ def rows(count: int, seed: int = 0) -> torch.Tensor:
 def agree(got: Any, expected: tuple[torch.Tensor, ...]) -> None:
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
+
+
+def test_flows_run_methods_that_were_renamed_when_linked(
+    made: tuple[Program, Eager], tmp_path: Path
+) -> None:
+    program, eager = made
+    rename = {"front.chunk": "first", "back.chunk": "back.one", "back.one": "back.chunk"}
+    link([program.path], tmp_path / "x.pte", rename=rename)
+    linked, context, x = load(tmp_path / "x.pte"), Context(), rows(CHUNK + 1)
+    assert {"first", "front.one"} < set(linked)
+    chunk = linked.flow("prefill").run(x[:, :CHUNK], context=context)
+    row = linked.flow("decode").run(x[:, CHUNK:], context=context)
+    torch.testing.assert_close(torch.cat([chunk.y, row.y], 1), eager(x)[0])
 
 
 @pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 2, 24])

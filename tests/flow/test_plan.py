@@ -91,6 +91,18 @@ def test_dims_of_one_size_may_cut_two_inputs() -> None:
 A = method("a", ["x: [chunk, 3]"], ["y: [4, 3]"])
 
 
+def test_dims_of_methods_that_the_flow_does_not_run_are_not_its_own() -> None:
+    """A method that was linked in from elsewhere may use the same names for other sizes."""
+    other = Signature("other", (value("x: [chunk]"),), (), {"chunk": Dim("chunk", 1, 9)})
+    assert planned([A, other], ["a"]) == planned([A], ["a"])
+
+
+def test_where_nothing_is_known_the_message_ends_with_what_is_wrong() -> None:
+    with pytest.raises(FlowError) as caught:
+        planned([], ["a"], {"x": "chunk"})
+    assert str(caught.value) == "flow 'go': there is no method 'a'"
+
+
 @pytest.mark.parametrize(
     ("methods", "steps", "options", "says"),
     [

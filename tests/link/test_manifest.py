@@ -115,8 +115,8 @@ def flow(*steps: dict[str, Any]) -> dict[str, Any]:
 
 
 def program(pte: Pte, path: Path, dim: Dim = KV, flows: dict[str, Any] | None = None) -> Path:
-    """A program that says of itself that its `forward` is `SIGNATURE`, with this `kv`."""
-    signature = evolve(SIGNATURE, method="forward", dims={"kv": dim})
+    """A program that says of itself that its `forward` is `SIGNATURE`, with this dim."""
+    signature = evolve(SIGNATURE, method="forward", dims={dim.name: dim})
     record = evolve(RECORD, signature=signature)
     link([pte("mlp")], path, manifest=Manifest({"forward": record}, flow=flows or {}, mmpack="9"))
     return path
@@ -179,17 +179,17 @@ def test_one_dim_of_one_size_may_come_from_two_files(pte: Pte, tmp_path: Path) -
 
 
 def test_dims_of_foreign_methods_are_their_own(pte: Pte, tmp_path: Path) -> None:
-    """They are called after their place (`in_0_0`), and never clash: not as foreign files, and
-    not as what was linked before."""
-    link([pte("dynamic")], tmp_path / "a.pte")
-    files = [tmp_path / "a.pte", pte("xnnpack_dynamic"), pte("put")]
-    own = program(pte, tmp_path / "b.pte", Dim("kv", 1, 3))
+    """They are called after their place (`in_0_0`), and never clash: not those of a foreign file,
+    and not those of one that was linked before."""
+    link([pte("dynamic")], tmp_path / "linked.pte")
+    own = program(pte, tmp_path / "own.pte", Dim("in_0_0", 1, 3))
     report = link(
-        [*files, own],
+        [tmp_path / "linked.pte", pte("dynamic"), own],
         tmp_path / "x.pte",
-        rename={"a.pte:forward": "one", "xnnpack_dynamic.pte:forward": "two"},
+        rename={"linked.pte:forward": "one", "dynamic.pte:forward": "two"},
     )
-    assert {"one", "two", "put", "forward"} == set(report.manifest.methods)
+    dims = {name: r.signature.dims["in_0_0"].max for name, r in report.manifest.methods.items()}
+    assert dims == {"one": 16, "two": 16, "forward": 3}
 
 
 def test_a_manifest_of_other_methods(pte: Pte, tmp_path: Path) -> None:
