@@ -272,7 +272,7 @@ def test_state_that_is_shared_otherwise_than_the_spec_says_is_named(built: Any) 
 
 def test_a_program_for_another_target_is_told_from_the_specs(built: Any) -> None:
     built.spec(SPEC.replace('f: {module: ".", target: plain', 'f: {module: ".", target: cpu'))
-    with pytest.raises(VerifyError, match=r"f: the program was built for .*portable.*the spec says"):
+    with pytest.raises(VerifyError, match=r"f: the program was built for .*portable.*spec says"):
         verify(built.output, built.path)
 
 

@@ -22,7 +22,6 @@ from attrs import frozen
 from mmpack.multimethod.errors import OutputError
 from mmpack.multimethod.scratch import scratch_folder, sweep
 
-
 SCRATCH = "build"
 """Name of the folders for what is on its way into the cache."""
 
