@@ -37,6 +37,12 @@ PLAIN = (*FLOATS, Datatype.qint8, Datatype.quint8, Datatype.int32)
 WEIGHTED = (n.FullyConnected, n.Convolution, u.BatchMatrixMultiply)
 """Nodes with datatypes of their own, which XNNPACK checks, but for the input's."""
 
+WEIGHTS = ("filter_id", "bias_id")
+
+WASTE = 1 << 26
+"""Bytes. XNNPACK makes room for the dims that a graph declares even if it needs less; a value may
+declare too much, but not more than this."""
+
 
 def check_graph(graph: Graph, rooms: Sequence[int], calls: Sequence[Sequence[object]]) -> None:
     """Raises FormatError for the first thing in a graph that XNNPACK would stumble over.
@@ -80,6 +86,7 @@ def _given(values: dict[int, Value], arguments: Sequence[object] | None) -> dict
 
 
 def _run(graph: Graph, values: dict[int, Value]) -> None:
+    _check_weights(graph, values)
     known = {i for i, value in values.items() if value.static or value.flags & INPUT}
     for number, stored in enumerate(graph.xnodes or ()):
         node = stored.xnode_union
@@ -93,6 +100,28 @@ def _run(graph: Graph, values: dict[int, Value]) -> None:
     for identity, value in values.items():
         if value.flags & OUTPUT and identity not in known:
             raise FormatError(f"external value {value.external} is never written")
+
+
+def _check_weights(graph: Graph, values: dict[int, Value]) -> None:
+    """ExecuTorch frees filters and biases once XNNPACK has packed them, whoever else reads them."""
+    packed: dict[int, int] = {}
+    nodes = [stored.xnode_union for stored in graph.xnodes or ()]
+    for number, node in enumerate(nodes):
+        if isinstance(node, n.FullyConnected | n.Convolution):
+            packed |= dict.fromkeys((node.filter_id, node.bias_id), number)
+            kinds = {values[i].static for i in (node.filter_id, node.bias_id) if i in values}
+            if len(kinds) > 1:
+                raise FormatError(f"node {number}: its filter is a constant, or its bias, not both")
+    for number, node in enumerate(nodes):
+        for name in _ends(type(node))[0] if node is not None else ():
+            identity = getattr(node, name)
+            if name in WEIGHTS or identity not in packed or identity not in values:
+                continue
+            if values[identity].static:
+                raise FormatError(
+                    f"node {number}, {type(node).__name__}, reads the weight of node "
+                    f"{packed[identity]}, which ExecuTorch's runtime frees when it is packed"
+                )
 
 
 def _node(node: u.Node | None, values: dict[int, Value], known: set[int]) -> None:
@@ -123,6 +152,8 @@ def _node(node: u.Node | None, values: dict[int, Value], known: set[int]) -> Non
         made = evolve(declared, dims=dims, dynamic=dynamic)
         if made.nbytes > MAX_BYTES:
             raise FormatError(f"makes dims {list(dims)}, at most {MAX_BYTES} bytes are believed")
+        if declared.nbytes > max(made.nbytes, WASTE):
+            raise FormatError(f"makes dims {list(dims)}, not {list(declared.dims)}")
         if made.nonbatch > len(dims):
             raise FormatError(f"{made.nonbatch} of {len(dims)} dims share a scale")
         fixed = declared.flags & OUTPUT and not dynamic and not declared.dynamic

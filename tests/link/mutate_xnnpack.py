@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,10 +90,17 @@ class Delegates:
         return bytes(out)
 
     def _field(self, rng: random.Random, path: Path) -> None:
-        segment, graph, constants = rng.choice(self.graphs)
+        def damage(graph: Graph) -> None:
+            for _ in range(rng.choice((1, 1, 1, 2))):
+                change(rng, graph)
+
+        self.rewritten(path, rng.randrange(len(self.graphs)), damage)
+
+    def rewritten(self, path: Path, number: int, damage: Callable[[Graph], object]) -> None:
+        """Writes a copy in which a graph, damaged, is written anew."""
+        segment, graph, constants = self.graphs[number]
         graph = copy.deepcopy(graph)
-        for _ in range(rng.choice((1, 1, 1, 2))):
-            change(rng, graph)
+        damage(graph)
         flatbuffer = encode(graph, identifier=b"XN01")
         at = -(-(HEADER.size + 2 + len(flatbuffer)) // 16) * 16
         head = HEADER.pack(b"", b"XH00", HEADER.size, 32, len(flatbuffer), at, len(constants))

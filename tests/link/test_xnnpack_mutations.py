@@ -50,4 +50,4 @@ def test_damaged(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_damaged_more(name: str, tmp_path: Path) -> None:
-    check([name], 1000, tmp_path)
+    check([name], 650, tmp_path)

@@ -13,13 +13,13 @@ from torch import nn
 
 from mmpack.examples.adder import demo, sums
 from mmpack.examples.adder.evaluate import accuracy, complete
-from mmpack.multimethod import build, inspect, load
+from mmpack.multimethod import inspect, load
 from mmpack.multimethod.compile.model import load_model
 from mmpack.multimethod.errors import CallError
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.spec import load_spec
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 Example = Callable[[str], Path]
 
 
@@ -139,8 +139,9 @@ class TestAdder:
         torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
         assert sums.decode(tokens) == answer
 
-    def test_it_adds_held_out_sums(self, model: nn.Module) -> None:
-        assert accuracy(model, n=1000, seed=0) >= 0.99
+    @pytest.mark.parametrize("worked_examples", [0, 6])
+    def test_it_adds_held_out_sums(self, model: nn.Module, worked_examples: int) -> None:
+        assert accuracy(model, n=1000, seed=0, worked_examples=worked_examples) >= 0.99
         assert not {sums.draw(random.Random(i)) for i in range(2000)} & set(sums.held_out(1000, 0))
 
     @pytest.mark.parametrize(
@@ -160,6 +161,16 @@ class TestAdder:
                 demo.generate_eagerly(model, torch.tensor([sums.encode(text)]))[0]
                 == sums.encode(answer)
             )
+
+    @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 100, 256])
+    def test_prefill_of_any_length_gives_the_models_logits(
+        self, program: Program, model: nn.Module, length: int
+    ) -> None:
+        tokens = torch.randint(256, (1, length), generator=torch.Generator().manual_seed(length))
+        with torch.no_grad():
+            expected = model(tokens)
+        got = program.flow("prefill").run(tokens).logits
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-3)
 
     def test_every_method_is_what_the_stock_runtime_makes_of_it(
         self, program: Program, stock: Callable[[Path], Any]
@@ -199,63 +210,3 @@ class TestAdder:
         shown = capsys.readouterr().out
         assert "123+989=1112" in shown
         assert "program       '1112\\n'" in shown and "eager PyTorch '1112\\n'" in shown
-
-
-SMOLLM = """
-mmpack: 1
-model:
-  factory: model.py:adder
-  args: {hidden: 576, layers: 6, heads: 9, kv_heads: 3, head_dim: 64, mlp: 1536, vocab: 1024}
-dims: {chunk: 64, half: 32, kv: {min: 64, max: 512, step: 64}}
-targets: {cpu: {backend: xnnpack}}
-methods:
-  layers.{i}.qkv_proj.{n}:
-    each: {i: 0..5, n: [chunk, half]}
-    module: layers.{i}
-    wrapper: qkv_proj
-    args: {head_dim: 64}
-    target: cpu
-    inputs: {hidden: [1, "{n}", 576], cos: ["{n}", 64], sin: ["{n}", 64]}
-    outputs: [q, k, v]
-  attention.{n}:
-    each: {n: [chunk, half]}
-    module: layers.0
-    wrapper: attention
-    target: cpu
-    inputs:
-      q: [1, "{n}", 9, 64]
-      k: [1, kv, 3, 64]
-      v: [1, kv, 3, 64]
-      positions: {shape: ["{n}"], dtype: int64, range: 0..511}
-    outputs: mixed
-  layers.{i}.output_mlp.{n}:
-    each: {i: 0..5, n: [chunk, half]}
-    module: layers.{i}
-    wrapper: output_mlp
-    target: cpu
-    inputs: {hidden: [1, "{n}", 576], mixed: [1, "{n}", 576]}
-    outputs: hidden
-  lm_head.{n}:
-    each: {n: [chunk, half]}
-    module: "."
-    wrapper: lm_head
-    target: cpu
-    inputs: {hidden: [1, "{n}", 576]}
-    outputs: logits
-"""
-
-
-@pytest.mark.slow
-def test_a_model_of_the_shape_of_smollm2_135m_is_stored_once_for_two_sizes(
-    tmp_path: Path,
-) -> None:
-    """Six of its layers with random weights; the vocabulary is 1,024 instead of 49,152."""
-    (tmp_path / "model.py").write_text((EXAMPLES / "adder" / "model.py").read_text())
-    (tmp_path / "spec.yaml").write_text(SMOLLM)
-    report = build(tmp_path / "spec.yaml", tmp_path / "out.pte", jobs=2, cache=tmp_path / "cache")
-    model = load_model(load_spec(tmp_path / "spec.yaml"))
-    used = unique_bytes(model) - unique_bytes(model.embed_tokens)
-    size = (tmp_path / "out.pte").stat().st_size
-    assert len(report.methods) == 28
-    assert size <= 1.01 * used + 28 * 64 * 1024
-    assert size >= used
