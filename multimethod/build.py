@@ -23,6 +23,7 @@ from mmpack.multimethod.compile.unit import Unit, make_units
 from mmpack.multimethod.errors import FlowError, OutputError, TargetError
 from mmpack.multimethod.flow.plan import expanded_flows, make_plan
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
+from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.scratch import scratch_folder
@@ -85,6 +86,7 @@ def build(
     spec_file = load_spec(spec)
     target = Path(output) if output is not None else Path(f"{spec_file.path.stem}.pte")
     _require_writable(target)
+    refuse_overwriting(target, _sources(spec_file))
     _require_backends(spec_file)
     model = load_model(spec_file)
     units = make_units(spec_file, model)
@@ -154,6 +156,15 @@ class _Parts:
     signatures: Mapping[str, Signature]
     objects: Objects
     state: State
+
+
+def _sources(spec_file: SpecFile) -> list[Path]:
+    """The files that a spec names, and the spec itself."""
+    model = spec_file.spec.model
+    named = [model.factory, model.weights, spec_file.spec.sample]
+    named += [method.wrapper for method in spec_file.methods.values()]
+    paths = [spec_file.folder / n.partition(":")[0] for n in named if isinstance(n, str)]
+    return [spec_file.path, *paths]
 
 
 def _require_writable(target: Path) -> None:

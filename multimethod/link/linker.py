@@ -33,6 +33,7 @@ from mmpack.multimethod.link.schema import ExecutionPlan, Program
 from mmpack.multimethod.link.share import Sizes, sizes
 from mmpack.multimethod.link.state import StateRule, lay_out_state
 from mmpack.multimethod.link.write import write_pte
+from mmpack.multimethod.outputs import refuse_overwriting
 
 
 @frozen
@@ -77,6 +78,7 @@ def link(
     """
     if not inputs:
         raise LinkError("nothing to link: no input was given")
+    refuse_overwriting(output, inputs)
     with ExitStack() as stack:
         files = [stack.enter_context(open_program(path)) for path in inputs]
         for file in files:

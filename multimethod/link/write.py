@@ -150,6 +150,8 @@ def replacing(path: str | os.PathLike[str], size: int) -> Iterator[int]:
     become OutputErrors.
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path}: is there already, and is no regular file")
     temporary = target.with_name(f".{target.name}.{os.getpid()}-{next(_number)}.tmp")
     fd = -1
     try:

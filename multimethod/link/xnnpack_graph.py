@@ -52,14 +52,14 @@ def check_graph(graph: Graph, rooms: Sequence[int], calls: Sequence[Sequence[obj
     if graph.xnodes is None or graph.xvalues is None:
         raise FormatError("has no nodes or no values")
     values = read_values(graph, rooms)
-    for arguments in calls or [None]:
+    for arguments in calls:
         _run(graph, _given(values, arguments))
+    if not calls:
+        _run(graph, dict(values))
 
 
-def _given(values: dict[int, Value], arguments: Sequence[object] | None) -> dict[int, Value]:
+def _given(values: dict[int, Value], arguments: Sequence[object]) -> dict[int, Value]:
     """The values as a call makes them: with the dims of its arguments."""
-    if arguments is None:
-        return values
     made = dict(values)
     for identity, value in values.items():
         if value.external < 0:
@@ -113,7 +113,7 @@ def _check_weights(graph: Graph, values: dict[int, Value]) -> None:
             if len(kinds) > 1:
                 raise FormatError(f"node {number}: its filter is a constant, or its bias, not both")
     for number, node in enumerate(nodes):
-        for name in _ends(type(node))[0] if node is not None else ():
+        for name in _ends(node)[0] if node is not None else ():
             identity = getattr(node, name)
             if name in WEIGHTS or identity not in packed or identity not in values:
                 continue
@@ -129,7 +129,7 @@ def _node(node: u.Node | None, values: dict[int, Value], known: set[int]) -> Non
         raise FormatError("is missing")
     if node.flags & ~FLAGS.get(type(node), 0):
         raise FormatError(f"flags {node.flags}")
-    reads, writes = _ends(type(node))
+    reads, writes = _ends(node)
     inputs = []
     for name in reads:
         identity = getattr(node, name)
@@ -165,9 +165,14 @@ def _node(node: u.Node | None, values: dict[int, Value], known: set[int]) -> Non
         values[identity] = made
 
 
-@cache
-def _ends(kind: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _ends(node: u.Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The fields of a node that name the values that it reads, and those that it writes."""
+    kind: type = type(node)
+    return _ends_of(kind)
+
+
+@cache
+def _ends_of(kind: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names = [field.name for field in attrs.fields(kind) if field.name.endswith("_id")]
     reads = [name for name in names if not name.startswith("output")]
     if issubclass(kind, n.Concatenate):

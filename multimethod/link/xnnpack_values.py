@@ -75,6 +75,10 @@ class Value:
         return math.prod(rows) * ((last * BITS[self.datatype] + 7) // 8)
 
 
+Dims = tuple[int, ...]
+Inputs = Sequence[Value]
+
+
 def read_values(graph: Graph, rooms: Sequence[int]) -> dict[int, Value]:
     """The values by the ids that nodes refer to them with.
 

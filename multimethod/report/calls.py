@@ -10,6 +10,7 @@ import torch
 
 from mmpack.multimethod.flow.program import load
 from mmpack.multimethod.link.write import replacing
+from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.runtime.values import read_inputs
 
 
@@ -24,6 +25,8 @@ def call_method(
 
     output: also write the outputs there, as safetensors by name.
     """
+    if output is not None:
+        refuse_overwriting(output, [path, *(text.partition("=")[2] for text in inputs)])
     program = load(path)
     signature = program.signature(method)
     record = program.manifest.methods.get(method) if program.manifest is not None else None
