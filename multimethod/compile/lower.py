@@ -13,11 +13,7 @@ from typing import Any
 
 import torch
 from attrs import frozen
-from executorch.exir import (
-    EdgeProgramManager,
-    ExecutorchBackendConfig,
-    to_edge_transform_and_lower,
-)
+from executorch.exir import EdgeProgramManager, ExecutorchBackendConfig
 from executorch.exir.lowered_backend_module import get_lowered_backend_modules
 from executorch.exir.passes import MemoryPlanningPass
 from torch.export import ExportedProgram
@@ -49,12 +45,9 @@ def lower(
     if backend not in BACKENDS:
         raise TargetError(f"no backend is called {backend!r}{nearest(backend, BACKENDS)}")
     target = BACKENDS[backend]
-    edge = to_edge_transform_and_lower(
-        {method: program},
-        partitioner={method: target.partitioners(target.options(options))},
-    )
+    edge = target.edge(program, method, target.options(options))
     counts = _count(edge, method)
-    if target.delegates() and counts.operators and not counts.delegated:
+    if target.delegate and counts.operators and not counts.delegated:
         raise CompileError(
             f"{method}: {backend} took none of its {counts.operators} operators "
             f"({', '.join(sorted(counts.left))}); give it the target of a backend that can, "

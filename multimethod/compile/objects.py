@@ -27,6 +27,7 @@ from mmpack.multimethod.errors import CompileError, OutputError
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
+from mmpack.multimethod.targets import BACKENDS
 
 
 @frozen
@@ -121,6 +122,7 @@ class Compiler:
     def _job(self, name: str, key: str, marks: frozenset[str]) -> Job:
         """The unit written to a file, and what its worker must know besides."""
         unit = self._units[name]
+        backend = BACKENDS[unit.backend]
         exported = self._exported.pop(name, None) or export(unit, self._names)
         mark_as_state(exported.program, marks)
         path = self._store.scratch(f"{key}.pt2")
@@ -143,6 +145,7 @@ class Compiler:
             output=self._store.scratch(f"{key}.pte"),
             log=self._store.log(name, key),
             imports=_registering(exported.program, unit.module),
+            environment=backend.environment(backend.options(unit.options)),
         )
 
 

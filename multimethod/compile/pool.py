@@ -59,7 +59,8 @@ class _Pool:
         self._started = started
         self._finished = finished
         self._queue: SimpleQueue[Job] = SimpleQueue()
-        for job in jobs:
+        # Jobs that want the same environment follow each other, since a worker has but one.
+        for job in sorted(jobs, key=lambda job: sorted(job.environment.items())):
             self._queue.put(job)
         self._lock = threading.Lock()
         self._living: set[Worker] = set()
@@ -70,11 +71,13 @@ class _Pool:
         worker: Worker | None = None
         try:
             while (job := self._next()) is not None:
+                if worker is not None and worker.environment != job.environment:
+                    worker = self._close(worker)
                 with self._lock:
                     if self._stopped:
                         return
                     if worker is None:
-                        worker = Worker(job.log)
+                        worker = Worker(job.log, job.environment)
                         self._living.add(worker)
                     self._started(job)
                 answer = worker.run(job, self._threads)

@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
+from attrs import field, frozen
 
 # -P: what lies in the working directory is not to be imported.
 COMMAND = (sys.executable, "-P", "-m", "mmpack.multimethod.compile.worker")
@@ -23,6 +24,7 @@ class Job:
 
     imports: what registers the operators of the program that are not PyTorch's own: names of
     Python modules, and (folder to import from, file) for the user's files.
+    environment: variables that the process which does this must have been started with.
     """
 
     method: str
@@ -32,6 +34,7 @@ class Job:
     output: Path
     log: Path
     imports: tuple[str | tuple[str, str], ...] = ()
+    environment: Mapping[str, str] = field(factory=dict)
 
 
 @frozen
@@ -46,9 +49,11 @@ class Answer:
 
 
 class Worker:
-    """A warm process. `log` gets what it prints before its first job."""
+    """A warm process for jobs that want this environment. `log` gets what it prints before its
+    first job."""
 
-    def __init__(self, log: Path) -> None:
+    def __init__(self, log: Path, environment: Mapping[str, str]) -> None:
+        self.environment = environment
         with open(log, "ab") as early:
             self._process = subprocess.Popen(
                 COMMAND,
@@ -58,6 +63,7 @@ class Worker:
                 text=True,
                 # Ctrl-C is for the parent, which kills the group that this begins.
                 start_new_session=True,
+                env={**os.environ, **environment},
             )
 
     @property

@@ -125,9 +125,10 @@ class Methods:
         """
         if _identity(self._whole_path) != self._identity:
             raise ExecutionError(f"{self.path} has changed since it was loaded; load it again")
-        self._engine = StockEngine(self._whole_path)
         for method in self._methods.values():
             method.forget()
+        self._engine.release()
+        self._engine = StockEngine(self._whole_path)
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._methods:

@@ -7,17 +7,21 @@ memory id 2 in every method.
 
 from __future__ import annotations
 
+import atexit
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 from mmpack.multimethod.errors import ExecutionError
 from mmpack.multimethod.runtime.chatter import caught
+from mmpack.multimethod.targets import BACKENDS
 
 with caught():  # its imports make remarks
     from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count
-    from executorch.runtime import Runtime
+    from executorch.runtime import Method, Runtime
 
 Run = Callable[[Sequence[Any]], list[Any]]
 """Inputs in call order -> outputs in order. Outputs are copies, owned by the caller."""
@@ -34,6 +38,8 @@ class StockEngine:
 
     def __init__(self, path: Path) -> None:
         self._program = _loaded(str(path), lambda: _runtime().load_program(path))
+        self._methods: list[Method] = []
+        _living.add(self)
 
     def method(self, name: str, backends: Sequence[str]) -> Run:
         missing = missing_backends(backends)
@@ -43,9 +49,40 @@ class StockEngine:
                 f"{name}: this runtime has no {' and no '.join(missing)} (it has: {known}); "
                 "`mmpack doctor` says what would change that"
             )
-        method = _loaded(name, lambda: self._program.load_method(name))
-        assert method is not None
+        method = _loaded(name, lambda: self._prepared(name, backends))
+        self._methods.append(method)
         return method.execute  # type: ignore[no-any-return]
+
+    def release(self) -> None:
+        """Free what ExecuTorch holds for this program, its methods' memory with it. Calling one
+        of them afterwards is an error. Backends that make remarks at that do so unheard."""
+        with caught():
+            for method in self._methods:
+                method._method = None
+            self._program._program = None
+            self._program._methods.clear()
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing() and hasattr(self, "_methods"):
+            self.release()
+
+    def _prepared(self, name: str, backends: Sequence[str]) -> Method:
+        for backend in BACKENDS.values():
+            if backend.delegate in backends:
+                backend.prepare_runtime()
+        method = self._program.load_method(name)
+        assert method is not None
+        return method
+
+
+_living: WeakSet[StockEngine] = WeakSet()
+
+
+@atexit.register
+def _release_all() -> None:
+    """At the end of the process the terminal is no place for backends' farewells either."""
+    for engine in list(_living):
+        engine.release()
 
 
 def missing_backends(backends: Sequence[str]) -> list[str]:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import cattrs
 from attrs import frozen
 
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
+
+if TYPE_CHECKING:
+    from executorch.exir import EdgeProgramManager
+    from torch.export import ExportedProgram
 
 
 @frozen
@@ -34,6 +38,8 @@ class Backend(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     Options: ClassVar[type]
+    delegate: ClassVar[str | None] = None
+    """What ExecuTorch calls its delegate; None for one that delegates nothing."""
 
     @classmethod
     @abstractmethod
@@ -41,20 +47,37 @@ class Backend(ABC):
         """Is it here? Looks, imports and asks the runtime, but compiles nothing."""
 
     @classmethod
-    @abstractmethod
+    def environment(cls, options: Any) -> dict[str, str]:
+        """Environment variables that a process which lowers for this backend must start with.
+
+        Raises TargetError, with the remedy, if the backend is not here to build with.
+        """
+        return {}
+
+    @classmethod
+    def edge(cls, program: ExportedProgram, method: str, options: Any) -> EdgeProgramManager:
+        """An exported program in the edge dialect, with what the backend takes delegated."""
+        from executorch.exir import to_edge_transform_and_lower
+
+        return to_edge_transform_and_lower(
+            {method: program}, partitioner={method: cls.partitioners(options)}
+        )
+
+    @classmethod
     def partitioners(cls, options: Any) -> list[Any]:
-        """Partitioners for `to_edge_transform_and_lower`; [] delegates nothing."""
+        """Partitioners for `edge`, where no more is needed than that."""
+        return []
+
+    @classmethod
+    def prepare_runtime(cls) -> None:  # noqa: B027, most backends need nothing
+        """Make this process able to run what was lowered for the backend. Called once torch and the
+        executorch runtime are loaded, before the first method that needs it, possibly often."""
 
     @classmethod
     @abstractmethod
     def tolerance(cls, options: Any) -> float:
         """Largest error against eager PyTorch, relative as in `compare.difference`, that is still
         a right answer."""
-
-    @classmethod
-    def delegates(cls) -> bool:
-        """Whether a method on this target is expected to be delegated at all."""
-        return True
 
     @classmethod
     def refuses(

@@ -27,13 +27,6 @@ class Portable(Backend):
         return Availability(builds=here, runs=here, detail="part of executorch", remedy=remedy)
 
     @classmethod
-    def partitioners(cls, options: Any) -> list[Any]:
-        return []
-
-    @classmethod
     def tolerance(cls, options: Any) -> float:
         return 1e-4
 
-    @classmethod
-    def delegates(cls) -> bool:
-        return False

@@ -19,6 +19,7 @@ class Xnnpack(Backend):
     name = "xnnpack"
     summary = "XNNPACK on ARM and x86 CPUs: float32, static and dynamic shapes"
     Options = Options
+    delegate = "XnnpackBackend"
 
     @classmethod
     def available(cls) -> Availability:
