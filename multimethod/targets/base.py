@@ -69,9 +69,10 @@ class Backend(ABC):
         return []
 
     @classmethod
-    def prepare_runtime(cls) -> None:  # noqa: B027, most backends need nothing
+    def prepare_runtime(cls) -> None:
         """Make this process able to run what was lowered for the backend. Called once torch and the
         executorch runtime are loaded, before the first method that needs it, possibly often."""
+        return None
 
     @classmethod
     @abstractmethod

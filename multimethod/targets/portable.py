@@ -29,4 +29,3 @@ class Portable(Backend):
     @classmethod
     def tolerance(cls, options: Any) -> float:
         return 1e-4
-
