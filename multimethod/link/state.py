@@ -11,7 +11,7 @@ Every input laid out its own state from offset 0. Here each buffer gets a slot o
     of several files       LinkError, as this would be a guess
 
 State that a file left in memory 1, where the next method's activations would overwrite it,
-moves here too. Memory 2 that is not made of named buffers moves as one block per file.
+moves here too. Buffers of one file that overlap in its memory 2 move as one.
 
 The runtime copies initial data into a slot whenever a method that uses it is loaded: load all
 methods that share such a buffer before the first call.
@@ -19,17 +19,18 @@ methods that share such a buffer before the first call.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Literal
 
 from attrs import define, field, frozen
 
 from mmpack.multimethod.errors import LinkError, nearest
+from mmpack.multimethod.link.check_calls import nbytes
 from mmpack.multimethod.link.manifest import StateRecord
 from mmpack.multimethod.link.schema import AllocationDetails, ExecutionPlan, ScalarType
 from mmpack.multimethod.link.share import external
-from mmpack.multimethod.link.state_find import STATE, WORK, Region, find_state, whole_state
+from mmpack.multimethod.link.state_find import STATE, Region, find_state, planned
 
 ALIGNMENT = 16
 """Bytes, of every buffer: ExecuTorch's own."""
@@ -54,9 +55,10 @@ class StateRule:
 
 @define
 class Slot:
-    """A place in the common memory, and the regions that lie there."""
+    """A place in the common memory, and the regions that lie there. declared: they were said to
+    be one buffer, so they must agree."""
 
-    shared: bool
+    declared: bool
     regions: list[Region] = field(factory=list)
     offset: int = 0
 
@@ -83,98 +85,103 @@ def lay_out_state(
     """
     regions = _regions(plans, rule, paths)
     _check_patterns(rule, regions)
+    _require_declared(regions, rule, paths)
     slots: dict[Hashable, Slot] = {}
     for region in regions:
-        key, shared = _key(region, regions, rule, paths)
-        slots.setdefault(key, Slot(shared)).regions.append(region)
+        declared = rule.says(region.name) == "shared"
+        slots.setdefault(_key(region, declared), Slot(declared)).regions.append(region)
     end = 0
     for slot in slots.values():
-        _check_agree(slot, initial)
+        if slot.declared:
+            _check_agree(slot, initial)
         slot.offset, end = end, end + -(-slot.size // ALIGNMENT) * ALIGNMENT
         for region in slot.regions:
             _move(region, slot.offset)
     users = {method for slot in slots.values() for method in slot.methods}
     for _, method, plan in plans:
-        sizes = [*(plan.non_const_buffer_sizes or (0,)), 0, 0][: STATE + 1]
         if method in users:
-            sizes[STATE] = end
-            plan.non_const_buffer_sizes = tuple(sizes)
-    return tuple(_record(slot) for slot in slots.values())
+            sizes = [*(plan.non_const_buffer_sizes or (0,)), 0, 0][:STATE]
+            plan.non_const_buffer_sizes = (*sizes, end)
+            for tensor in planned(plan, STATE):
+                if not nbytes(tensor):  # its old place may be outside
+                    tensor.allocation_info = AllocationDetails(STATE)
+    return tuple(_record(slot) for slot in slots.values() if any(r.state for r in slot.regions))
 
 
 def _regions(
     plans: Sequence[tuple[int, str, ExecutionPlan]], rule: StateRule, paths: Sequence[str]
 ) -> list[Region]:
-    """The regions of all plans, where a file's memory 2 is named buffers or one block."""
-    found = [(file, method, plan, *find_state(plan, method, file)) for file, method, plan in plans]
-    blocks = {file for file, _, _, _, clear in found if not clear}
+    """The regions of all plans. LinkError for a buffer that is to be shared and has none of its
+    own."""
     made: list[Region] = []
-    for file, method, plan, regions, _ in found:
-        if file not in blocks:
-            made += regions
-            continue
-        for region in regions:
-            if region.memory == STATE and rule.says(region.name) == "shared":
+    for file, path in enumerate(paths):
+        own = find_state(file, [(method, plan) for number, method, plan in plans if number == file])
+        for name in [name for region in own for name in region.inside]:
+            if rule.says(name) == "shared":
                 raise LinkError(
-                    f"buffer {region.name!r} is declared shared, but memory 2 of "
-                    f"{paths[file]} has more than named buffers in it and cannot be laid out anew"
+                    f"buffer {name!r} of {path} lies over others, or inside of a larger one, in "
+                    "its memory 2, and cannot be shared with other files"
                 )
-        made += [region for region in regions if region.memory == WORK]
-        made += whole_state(plan, method, file)
+        made += own
     return made
 
 
 def _check_patterns(rule: StateRule, regions: Sequence[Region]) -> None:
-    names = {region.name for region in regions if region.name}
+    names = {name for region in regions for name in (region.name, *region.inside) if name}
     for pattern in (*rule.shared, *rule.private):
         if not any(fnmatchcase(name, pattern) for name in names):
             known = nearest(pattern, names) or "; no method has a named buffer"
             raise LinkError(f"state {pattern!r}: no method has such a buffer{known}")
 
 
-def _key(
-    region: Region, regions: Sequence[Region], rule: StateRule, paths: Sequence[str]
-) -> tuple[Hashable, bool]:
-    """Regions of one key lie in one slot; and whether several methods are meant to meet there."""
-    said = rule.says(region.name)
-    alone = ("private", region.method, region.name, region.memory, region.offset)
-    if said == "shared":
-        return ("shared", region.name), True
-    if region.anchor is None:
-        return ("block", region.file), sum(r.file == region.file for r in regions) > 1
-    namesakes = [r for r in regions if region.name and r.name == region.name]
-    others = [r for r in namesakes if r.file != region.file]
-    if others and not said:
-        raise LinkError(
-            f"buffer {region.name!r} is in method {region.method!r} of {paths[region.file]} and in "
-            f"method {others[0].method!r} of {paths[others[0].file]}: say whether it is shared or "
-            f"private: --share '{region.name}' makes it one memory, --private '{region.name}' "
-            "keeps the files apart"
-        )
-    here = (region.file, region.offset, STATE)
-    same = [r for r in namesakes if (r.file, r.offset, r.memory) == here]
-    if region.memory == STATE and len({r.method for r in same}) > 1:
-        return ("file", region.file, region.name, region.offset), True
-    return alone, False
+def _require_declared(regions: Sequence[Region], rule: StateRule, paths: Sequence[str]) -> None:
+    """Raises LinkError that names every buffer that several files have and nobody spoke of."""
+    first: dict[str, Region] = {}
+    unsaid: dict[str, str] = {}
+    for region in regions:
+        name, met = region.name, first.setdefault(region.name, region)
+        if name and met.file != region.file and name not in unsaid and not rule.says(name):
+            unsaid[name] = (
+                f"buffer {name!r} is in method {met.method!r} of {paths[met.file]} and in method "
+                f"{region.method!r} of {paths[region.file]}: say whether it is shared or private: "
+                f"--share '{name}' makes it one memory, --private '{name}' keeps the files apart"
+            )
+    if unsaid:
+        raise LinkError("\n".join(unsaid.values()))
+
+
+def _key(region: Region, declared: bool) -> Hashable:
+    """Regions of one key lie in one slot."""
+    if declared:
+        return region.name
+    if region.memory == STATE:
+        return region.file, region.offset
+    return region.file, region.offset, region.method
 
 
 def _check_agree(slot: Slot, initial: Mapping[tuple[int, int], int]) -> None:
-    """Raises LinkError unless all regions of a named slot are the same buffer."""
-    first, *rest = slot.regions
+    """Raises LinkError unless all regions of a slot are the same buffer."""
+    first, *rest = sorted(slot.regions, key=lambda region: region.anchor is None)
     for other in rest:
-        if first.anchor is None or other.anchor is None:
-            continue
-        for what, one, two in (
-            ("dtypes", _dtype(first), _dtype(other)),
-            ("shapes", _shape(first), _shape(other)),
-            ("dim orders", list(first.anchor.dim_order or ()), list(other.anchor.dim_order or ())),
-            ("initial data", _initial(first, initial), _initial(other, initial)),
-        ):
+        for what, one, two in _compared(first, other, initial):
             if one != two:
                 raise LinkError(
                     f"buffer {first.name!r} is shared, but its {what} are not the same: "
                     f"{one} in method {first.method!r}, {two} in method {other.method!r}"
                 )
+
+
+def _compared(
+    one: Region, other: Region, initial: Mapping[tuple[int, int], int]
+) -> Iterator[tuple[str, object, object]]:
+    """What is held against each other, and what it is in both."""
+    if one.anchor is None or other.anchor is None:
+        yield "sizes in bytes", one.size, other.size
+        return
+    yield "dtypes", _dtype(one), _dtype(other)
+    yield "shapes", _shape(one), _shape(other)
+    yield "dim orders", list(one.anchor.dim_order or ()), list(other.anchor.dim_order or ())
+    yield "initial data", _initial(one, initial), _initial(other, initial)
 
 
 def _initial(region: Region, initial: Mapping[tuple[int, int], int]) -> str:
@@ -208,7 +215,7 @@ def _record(slot: Slot) -> StateRecord:
         region.name or f"(unnamed, of {region.method})",
         _dtype(region),
         tuple(_shape(region)),
-        slot.shared,
+        slot.declared or len(slot.methods) > 1,
         slot.methods,
         "data" if data else "zero",
     )

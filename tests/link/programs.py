@@ -20,6 +20,7 @@ from executorch.exir import (
 from executorch.exir.passes import MemoryPlanningPass
 from executorch.exir.passes.init_mutable_pass import InitializedMutableBufferPass
 from torch import nn
+from torch._higher_order_ops.map import map as torch_map
 from torch.export import Dim, export
 
 
@@ -98,6 +99,63 @@ class Gather(Cache):
         return torch.sigmoid(self.cache) + x
 
 
+class Roll(Cache):
+    """Its only operators are delegated: a delegate reads the buffer and gives what is copied
+    back into it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        new = torch.cat([self.cache[1:], torch.sigmoid(self.cache[:1] + x)], 0)
+        self.cache.copy_(new)
+        return torch.relu(new * 2.0)
+
+
+class Tick(Cache):
+    """Takes no input."""
+
+    def forward(self) -> torch.Tensor:
+        self.cache.copy_(torch.cos(self.cache) + self.cache)
+        return torch.relu(self.cache)
+
+
+class Row(Cache):
+    """Writes a part of its buffer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.cache[torch.tensor([1, 3])] = (x * 2.0).expand(2, 8)
+        return torch.relu(self.cache * 3.0)
+
+
+class Loop(nn.Module):
+    def forward(self, xs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        made: torch.Tensor = torch_map(lambda x, z: x * 2 + z, xs, y)
+        return made
+
+
+class ManyOutputs(nn.Module):
+    """Operators that give more than one tensor, and views of what they gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(32)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        left, right = self.norm(x).split(16, dim=1)
+        first, second = x.unbind(0)
+        values, indices = x.topk(3)
+        return left + right, first + second, values, indices, x.max(1).values.view(1, 2) + 1
+
+
+class Patched(nn.Module):
+    """Writes into what it computed."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y, z = x * 2, torch.zeros(2, 32)
+        y[:, torch.tensor([0, 1])] = 5.0
+        y[0, 3] = 1.0
+        z[:, 2:4] = x[:, :2]
+        return y.view(4, 16) + 1, z
+
+
 class Counter(nn.Module):
     """A buffer that starts at something else than zero."""
 
@@ -122,9 +180,10 @@ def portable(
     share: bool = False,
     names: bool | None = None,
     passes: tuple[Any, ...] = (),
+    reinplace: bool = False,
 ) -> bytes:
     """A program without delegates. share: plan mutable buffers into memory 2; names: emit their
-    names (None: if shared)."""
+    names (None: if shared); reinplace: write into them directly where that is possible."""
     models = model if isinstance(model, Mapping) else {name: model}
     edge = to_edge(
         {
@@ -138,13 +197,18 @@ def portable(
         memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=share),
         emit_mutable_buffer_names=share if names is None else names,
         passes=list(passes),
+        run_reinplace_pass=reinplace,
     )
     return bytes(edge.to_executorch(config).buffer)
 
 
 def xnnpack(
-    models: Mapping[str, tuple[nn.Module, tuple[torch.Tensor, ...]]], **dynamic: Any
+    models: Mapping[str, tuple[nn.Module, tuple[torch.Tensor, ...]]],
+    *,
+    share: bool = False,
+    **dynamic: Any,
 ) -> bytes:
+    """A program that XNNPACK runs as far as it can. share: as in `portable`."""
     programs = {
         name: export(model.eval(), args, dynamic_shapes=dynamic.get(name))
         for name, (model, args) in models.items()
@@ -152,12 +216,17 @@ def xnnpack(
     lowered = to_edge_transform_and_lower(
         programs, partitioner={name: [XnnpackPartitioner()] for name in models}
     )
-    return bytes(lowered.to_executorch(ExecutorchBackendConfig()).buffer)
+    config = ExecutorchBackendConfig(
+        memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=share),
+        emit_mutable_buffer_names=share,
+    )
+    return bytes(lowered.to_executorch(config).buffer)
 
 
 ROW = (torch.linspace(-1, 1, 64).reshape(2, 32),)
 WIDE = (torch.linspace(-1, 1, 160).reshape(5, 32),)
 ONE = (torch.tensor([2.0]),)
+LOOP = (torch.arange(12.0).reshape(4, 3), torch.ones(3))
 CUBES = (torch.arange(12.0).reshape(2, 3, 2), torch.ones(2, 2, 2))
 ROWS = {"x": {0: Dim("rows", min=1, max=16)}}
 CONSTANTS: dict[str, int | float | bool | str] = {
@@ -200,6 +269,19 @@ MAKERS: dict[str, Callable[[], bytes]] = {
     "bump_in_work": lambda: portable(Bump(), ONE, name="bump"),
     "bump_in_work_named": lambda: portable(Bump(), ONE, name="bump", names=True),
     "gather": lambda: xnnpack({"gather": (Gather(), ONE)}),
+    "roll": lambda: xnnpack({"roll": (Roll(), ONE)}, share=True),
+    "row": lambda: xnnpack({"row": (Row(), ONE)}, share=True),
+    "roll_in_work": lambda: xnnpack({"roll": (Roll(), ONE)}),
+    "row_in_work": lambda: xnnpack({"row": (Row(), ONE)}),
+    "row_in_place": lambda: portable(Row(), ONE, name="row", reinplace=True),
+    "tick_in_work": lambda: portable(Tick(), (), name="tick"),
+    "tick_xnnpack": lambda: xnnpack({"tick": (Tick(), ())}),
+    "loop": lambda: portable(Loop(), LOOP),
+    "loop_xnnpack": lambda: xnnpack({"forward": (Loop(), LOOP)}),
+    "many_outputs": lambda: portable(ManyOutputs(), ROW),
+    "many_outputs_xnnpack": lambda: xnnpack({"forward": (ManyOutputs(), ROW)}),
+    "patched": lambda: portable(Patched(), ROW),
+    "patched_xnnpack": lambda: xnnpack({"forward": (Patched(), ROW)}),
     "xnnpack": lambda: xnnpack({"mlp": (Mlp(), ROW), "twice": (Twice(), ROW)}),
     "xnnpack_twice": lambda: xnnpack({"again": (Twice(), ROW)}),
     "xnnpack_dynamic": lambda: xnnpack({"forward": (Mlp(), WIDE)}, forward=ROWS),
