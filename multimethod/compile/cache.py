@@ -55,7 +55,7 @@ class Cache:
         try:
             for name in ("facts", "objects", "logs"):
                 (self.root / name).mkdir(parents=True, exist_ok=True)
-            sweep(self.root, SCRATCH)
+            sweep(self.root)
         except OSError as error:
             raise self._unusable(error) from error
 

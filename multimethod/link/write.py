@@ -1,35 +1,22 @@
-"""Writes a `.pte`: streamed to a temporary file beside the output, then moved in place.
-
-Whatever happens (a full disk, a killed process), the output is either the old file or the whole
-new one. A writer that was killed leaves `.<name>.<pid>-<n>.tmp`; the next writer of the same
-output removes it.
-"""
+"""Writes a `.pte`: its tables, then its segments, streamed, then a checksum over all of it."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import itertools
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from attrs import evolve, frozen
 
-from mmpack.multimethod.errors import OutputError
 from mmpack.multimethod.link.encode import encode
 from mmpack.multimethod.link.file import HEADER_AT, HEADER_MAGIC, HEADER_SIZE, Extent, PteFile
 from mmpack.multimethod.link.integrity import INTEGRITY_KEY, TRAILER_SIZE, trailer
 from mmpack.multimethod.link.schema import DataSegment, NamedData, Program
+from mmpack.multimethod.scratch import replacing
 
 SEGMENT_ALIGNMENT = 128
 """Bytes. ExecuTorch's default; loaders that map segments want nothing more."""
-
-_number = itertools.count()
 
 
 @frozen
@@ -140,70 +127,3 @@ class _Stream:
     def zeros_to(self, offset: int) -> None:
         assert offset >= self.at
         self.put(bytes(offset - self.at))
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str], size: int) -> Iterator[int]:
-    """A file descriptor of a temporary file that becomes `path` when the block ends well.
-
-    size: bytes that will be written, for the message about a full disk. OSErrors of the block
-    become OutputErrors.
-    """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        raise OutputError(f"{path}: is there already, and is no regular file")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{next(_number)}.tmp")
-    fd = -1
-    try:
-        _sweep(target)
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield fd
-        os.fsync(fd)
-        os.replace(temporary, target)
-        _sync_folder(target.parent)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {_reason(error, target, size)}") from error
-    finally:
-        if fd >= 0:
-            os.close(fd)
-            temporary.unlink(missing_ok=True)
-
-
-def _sweep(target: Path) -> None:
-    """Removes what killed writers of this output left; living ones hold a lock."""
-    with suppress(OSError):
-        for stale in target.parent.glob(f".{_literal(target.name)}.*-*.tmp"):
-            with suppress(OSError):
-                fd = os.open(stale, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    stale.unlink(missing_ok=True)
-                finally:
-                    os.close(fd)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _sync_folder(folder: Path) -> None:
-    with suppress(OSError):  # not every file system can
-        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def _reason(error: OSError, target: Path, size: int) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        with suppress(OSError):
-            free = shutil.disk_usage(target.parent).free
-            return f"no space left: {size} bytes are needed and {free} are free"
-        return f"no space left: {size} bytes are needed"
-    if error.errno == errno.ENOENT and not target.parent.exists():
-        return f"folder {target.parent} does not exist"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"no permission to write in {target.parent}"
-    return error.strerror or str(error)

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from mmpack.multimethod.flow.program import load
-from mmpack.multimethod.link.write import replacing
 from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.runtime.values import read_inputs
+from mmpack.multimethod.scratch import replacing
 
 
 def call_method(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -15,7 +13,6 @@ import pytest
 
 from mmpack.multimethod.errors import FormatError, OutputError
 from mmpack.multimethod.link import check_integrity, link, open_program
-from mmpack.multimethod.link.write import replacing
 
 from .conftest import Pte
 
@@ -139,41 +136,6 @@ def test_output_may_be_a_link(pte: Pte, tmp_path: Path) -> None:
     link([pte("mlp")], tmp_path / "x.pte")
     assert (tmp_path / "x.pte").is_symlink()
     open_program(tmp_path / "real.pte").close()
-
-
-SLOW_WRITER = """
-import os, sys, time
-from mmpack.multimethod.link.write import replacing
-with replacing(sys.argv[1], 10) as out:
-    os.write(out, b"half")
-    print("writing", flush=True)
-    time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize("before", [None, b"the old one"])
-def test_a_killed_writer_leaves_the_old_file(before: bytes | None, tmp_path: Path) -> None:
-    output = tmp_path / "out.pte"
-    if before is not None:
-        output.write_bytes(before)
-    with subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(SLOW_WRITER), str(output)], stdout=subprocess.PIPE
-    ) as writer:
-        assert writer.stdout is not None and writer.stdout.readline() == b"writing\n"
-        with replacing(output, 3) as out:  # a living writer's file is left alone
-            os.write(out, b"new")
-        assert len(list(tmp_path.glob(".out.pte.*.tmp"))) == 1
-        if before is not None:
-            output.write_bytes(before)
-        else:
-            output.unlink()
-        writer.send_signal(signal.SIGKILL)
-    assert (output.read_bytes() if output.exists() else None) == before
-    assert len(list(tmp_path.glob(".out.pte.*.tmp"))) == 1
-    with replacing(output, 3) as out:
-        os.write(out, b"new")
-    assert output.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["out.pte"]
 
 
 KILLED = """
