@@ -9,19 +9,21 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from attrs import frozen
 from torch import nn
 
 from mmpack.multimethod.compile.cache import Cache
-from mmpack.multimethod.compile.model import load_model, state_names
+from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.compile.state import State, decide
-from mmpack.multimethod.compile.unit import Unit, make_units
-from mmpack.multimethod.errors import FlowError, OutputError, TargetError
-from mmpack.multimethod.flow.plan import expanded_flows, make_plan
+from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.errors import OutputError, TargetError
+from mmpack.multimethod.examine import examine, plan_flow
+from mmpack.multimethod.flow.plan import expanded_flows
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
 from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.plain import PLAIN
@@ -29,7 +31,6 @@ from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.scratch import scratch_folder
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile, load_spec
-from mmpack.multimethod.spec.records import FlowSpec
 from mmpack.multimethod.targets import BACKENDS
 from mmpack.multimethod.verify import Checked, Verified, verify_program
 from mmpack.multimethod.versions import installed
@@ -88,8 +89,8 @@ def build(
     _require_writable(target)
     refuse_overwriting(target, _sources(spec_file))
     _require_backends(spec_file)
-    model = load_model(spec_file)
-    units = make_units(spec_file, model)
+    examined = examine(spec_file, verify=verify)
+    model, units = examined.model, examined.units
     with Cache(Path(cache) if cache is not None else None) as store:
         # What a fingerprint overlooks makes a stale object, and verification finds it. Without
         # verification nothing is taken from the cache.
@@ -201,23 +202,9 @@ def _compile(
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     state = decide(spec_file, {name: f.touched for name, f in facts.items()})
-    for name, flow in expanded_flows(spec_file).items():  # every edge, before anything is compiled
-        make_plan(name, flow, signatures)
-        _require_stateless(name, flow, state)
+    for name in spec_file.spec.flow:  # every edge, before anything is compiled
+        plan_flow(spec_file, name, signatures, state)
     return _Parts(spec_file, units, signatures, compiler.compile_all(state, jobs), state)
-
-
-def _require_stateless(name: str, flow: FlowSpec, state: State) -> None:
-    """A flow may be run from several contexts, each with its own caches; a method's own state is
-    one for all of them, and a padded last piece would be written into it."""
-    for buffer, methods in (*state.shared.items(), *state.private.items()):
-        for step in flow.steps:
-            if step.run in methods:
-                raise FlowError(
-                    f"flow {name!r}: method {step.run!r} has state, the buffer {buffer!r}; a "
-                    "flow's steps keep nothing themselves: give that as an output and `append` it "
-                    "to a cache"
-                )
 
 
 def _link(parts: _Parts, verified: Verified | None, output: Path) -> LinkReport:
@@ -232,6 +219,7 @@ def _link(parts: _Parts, verified: Verified | None, output: Path) -> LinkReport:
             "model": spec.model.factory,
             "torch": torch.__version__,
             "executorch": installed("executorch"),
+            "flows": _flows(verified),
         },
     )
     return link(
@@ -242,6 +230,17 @@ def _link(parts: _Parts, verified: Verified | None, output: Path) -> LinkReport:
         shared=tuple(parts.state.shared),
         private=tuple(parts.state.private),
     )
+
+
+def _flows(verified: Verified | None) -> dict[str, Any]:
+    """What the manifest says of each flow: how far it is from its reference, or that it was not
+    compared, since it has none."""
+    return {
+        checked.name.removeprefix("flow "): {"error": checked.error, "tolerance": checked.tolerance}
+        if checked.compared
+        else "not compared"
+        for checked in (verified.flows if verified is not None else ())
+    }
 
 
 def _record(parts: _Parts, name: str, verified: Verified | None) -> MethodRecord:

@@ -10,13 +10,13 @@ from mmpack.multimethod.spec import SpecFile, load_spec
 def check(spec: str | Path, *, model: bool = False) -> SpecFile:
     """Read a spec and check it. Raises SpecError with every mistake in it.
 
-    model: also make the model, load its weights, find every module, make every wrapper and run
-    the sample, which takes torch; raises ModelError for what is wrong there.
+    model: also make the model and look for all that a build finds wrong before it compiles (see
+    `examine.py`), which takes torch and runs each method once. Raises one ModelError (or
+    FlowError) with all of it.
     """
     spec_file = load_spec(spec)
     if model:
-        from mmpack.multimethod.compile.model import load_model
-        from mmpack.multimethod.compile.unit import make_units
+        from mmpack.multimethod.examine import examine
 
-        make_units(spec_file, load_model(spec_file))
+        examine(spec_file)
     return spec_file

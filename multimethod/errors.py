@@ -77,9 +77,14 @@ class ExecutionError(MmpackError):
 
 
 class FlowError(MmpackError):
-    """A flow cannot be run as it is declared, or with the input it was given."""
+    """A flow cannot be run as it is declared, or with the input it was given. `keys` lead to the
+    place in a spec that is to blame, if there is a spec."""
 
     exit_code = 10
+
+    def __init__(self, message: str, keys: tuple[str | int, ...] = ()) -> None:
+        super().__init__(message)
+        self.keys = keys
 
 
 class OutputError(MmpackError):

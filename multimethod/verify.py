@@ -6,9 +6,9 @@ two and a half pieces of input, against the modules that they were made from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from attrs import frozen
@@ -19,35 +19,48 @@ from mmpack.multimethod.agreement import require_same
 from mmpack.multimethod.compare import combinations, difference
 from mmpack.multimethod.compile.buffers import kept_buffers
 from mmpack.multimethod.compile.model import load_model
+from mmpack.multimethod.compile.rehearse import shown_inputs
 from mmpack.multimethod.compile.unit import Unit, make_units
-from mmpack.multimethod.errors import VerifyError
+from mmpack.multimethod.compile.users_code import users_code
+from mmpack.multimethod.errors import CallError, ExecutionError, FlowError, VerifyError
 from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.progress import Progress, Silent
-from mmpack.multimethod.samples import random_inputs, random_tensor
+from mmpack.multimethod.reference import NOTHING, flow_inputs, flow_length, run_reference
+from mmpack.multimethod.room import require_verifiable
+from mmpack.multimethod.samples import random_inputs
 from mmpack.multimethod.spec import SpecFile, load_spec
+from mmpack.multimethod.spec.mistakes import Keys
 from mmpack.multimethod.targets import BACKENDS
 
 
 @frozen
 class Checked:
     """How far one method, or flow, is from eager PyTorch: the largest error of any output, relative
-    as in `compare.difference`, where it was found, and what is allowed."""
+    as in `compare.difference`, where it was found, and what is allowed. A flow without a reference
+    is not compared, and has no error.
+
+    place: file, line and column of the spec where the method or flow stands.
+    """
 
     name: str
-    error: float
+    error: float | None
     tolerance: float
     where: str
+    place: str = ""
+
+    @property
+    def compared(self) -> bool:
+        return self.error is not None
 
     @property
     def right(self) -> bool:
-        return self.error <= self.tolerance
+        return self.error is None or self.error <= self.tolerance
 
 
 @frozen
 class Verified:
-    """A program held against its model: every method, by name, and every flow that names a
-    reference."""
+    """A program held against its model: every method, by name, and every flow."""
 
     methods: Mapping[str, Checked]
     flows: tuple[Checked, ...]
@@ -58,8 +71,8 @@ class Verified:
         if wrong:
             raise VerifyError(
                 "\n".join(
-                    f"{c.name}: {c.where} is off by {c.error:.3g} from eager PyTorch, "
-                    f"allowed {c.tolerance:.3g}"
+                    f"{c.place}{': ' if c.place else ''}{c.name}: {c.where} is off by "
+                    f"{c.error:.3g} from eager PyTorch, allowed {c.tolerance:.3g}"
                     for c in wrong
                 )
             )
@@ -101,26 +114,22 @@ def verify_program(
     for name in flows:
         progress.start(f"flow {name}")
         program.reset()
-        ranges = _flow_ranges(spec_file, name, units)
         tolerance = max(checked[step.run].tolerance for step in spec_file.steps[name] if step.run)
-        results.append(verify_flow(program.flow(name), model, ranges, tolerance))
+        with spec_place(spec_file, ("flow", name)):
+            results.append(verify_flow(program.flow(name), spec_file, units, model, tolerance))
         progress.done(f"flow {name}")
-    return Verified(checked, tuple(r for r in results if r is not None))
+    return Verified(checked, tuple(results))
 
 
-def _flow_ranges(
-    spec_file: SpecFile, flow: str, units: Mapping[str, Unit]
-) -> dict[str, tuple[int, int]]:
-    """Range of integer test values for each cut input: that of the method input it goes to."""
-    cut = spec_file.spec.flow[flow].cut
-    ranges: dict[str, tuple[int, int]] = {}
-    for step in spec_file.steps[flow]:
-        unit = units[step.run or ""]
-        for name, values in unit.ranges.items():
-            source = step.with_.get(name, name)
-            if source in cut:
-                ranges.setdefault(source, values)
-    return ranges
+@contextmanager
+def spec_place(spec_file: SpecFile, keys: Keys) -> Iterator[None]:
+    """Say where in the spec the method or flow stands that an error of the block is about."""
+    try:
+        yield
+    except (CallError, ExecutionError, FlowError) as error:
+        if str(error).startswith(str(spec_file.path)):
+            raise  # it says so itself
+        raise type(error)(str(spec_file.mistake(keys, str(error), at_key=True))) from error
 
 
 def verify_methods(
@@ -149,13 +158,17 @@ def verify_methods(
                     progress.start(unit.name)
                 for name, buffer in buffers.items():
                     buffer.copy_(own[unit.name][name])
-                found = _verify_method(program, unit, seed=1 + again)
+                with spec_place(unit.spec_file, unit.place()):
+                    found = _verify_method(program, unit, seed=1 + again)
                 own[unit.name] = {n: b.detach().clone() for n, b in buffers.items()}
-                if not again or found.error > checked[unit.name].error:
-                    checked[unit.name] = found
+                checked[unit.name] = _worse(checked.get(unit.name, found), found)
                 if not again:
                     progress.done(unit.name)
     return checked
+
+
+def _worse(one: Checked, other: Checked) -> Checked:
+    return other if (other.error or 0.0) > (one.error or 0.0) else one
 
 
 def _verify_method(program: Program, unit: Unit, seed: int) -> Checked:
@@ -163,64 +176,52 @@ def _verify_method(program: Program, unit: Unit, seed: int) -> Checked:
     if tolerance is None:
         backend = BACKENDS[unit.backend]
         tolerance = backend.tolerance(backend.options(unit.options))
+    require_verifiable(unit, program.signature(unit.name).outputs)
     generator = torch.Generator().manual_seed(seed)
+    at = _at(unit.spec_file, unit.place())
     worst, where = 0.0, ""
     tried = combinations(unit.dims)
     if len(tried) == 1:
         tried *= 2  # what a module keeps in its own attributes shows at the second call
     for sizes in tried:
         inputs = random_inputs(unit.inputs, sizes, unit.ranges, generator)
-        with torch.no_grad():
+        place = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        doing = f"{unit.label}running it on {shown_inputs(unit, sizes)}"
+        with torch.no_grad(), users_code(unit.spec_file, unit.place("inputs"), doing):
             expected = pytree.tree_leaves(unit.module(*[i.clone() for i in inputs]))
         got = program.run_method(unit.name, *inputs)
         if len(expected) != len(got):
             where = f"{len(got)} outputs, where eager PyTorch gives {len(expected)},"
-            return Checked(unit.name, float("inf"), tolerance, where)
-        place = ", ".join(f"{name}={size}" for name, size in sizes.items())
+            return Checked(unit.name, float("inf"), tolerance, where, at)
         for name, e, g in zip(got._fields, expected, got, strict=True):
             error = difference(e, g)
             if error > worst or not where:
                 worst, where = error, f"output {name!r}" + (f" at {place}" if place else "")
-    return Checked(unit.name, worst, tolerance, where)
+    return Checked(unit.name, worst, tolerance, where, at)
 
 
 def verify_flow(
-    flow: Flow, model: nn.Module, ranges: Mapping[str, tuple[int, int]], tolerance: float
-) -> Checked | None:
+    flow: Flow,
+    spec_file: SpecFile,
+    units: Mapping[str, Unit],
+    model: nn.Module,
+    tolerance: float,
+) -> Checked:
     """Run a flow on two and a half pieces of random input and compare it with the model's own
-    method of the name `reference`. None if the flow names no reference."""
+    method of the name `reference`. One that names none is not compared."""
     plan = flow.plan
-    if plan.reference == "none":
-        return None
-    reference = getattr(model, plan.reference, None)
-    if reference is None:
-        raise VerifyError(
-            f"flow {plan.name!r}: the model has no method {plan.reference!r} to compare with; "
-            "`reference: none` does without"
-        )
-    length = max(2 * plan.size + plan.size // 2, 3)
-    length = min([length, *(cache.dim.max for cache in plan.caches.values())])
-    generator = torch.Generator().manual_seed(1)
-    inputs: dict[str, Any] = {}
-    for name, cut in plan.cuts.items():
-        shape = [length if a == cut.axis else int(s) for a, s in enumerate(cut.value.shape or ())]
-        inputs[name] = random_tensor(cut.value.dtype, tuple(shape), ranges.get(name), generator)
-    with torch.no_grad(), kept_buffers(model):
-        try:
-            expected = [leaf.clone() for leaf in pytree.tree_leaves(reference(**inputs))]
-        except Exception as error:
-            raise VerifyError(
-                f"flow {plan.name!r}: running the model's {plan.reference} on {', '.join(inputs)} "
-                f"failed: {type(error).__name__}: {error}; `reference: none` does without"
-            ) from error
-    got = flow.run(**inputs)
-    if len(expected) != len(got):
-        raise VerifyError(
-            f"flow {plan.name!r}: gives {len(got)} outputs, the model's {plan.reference} "
-            f"{len(expected)}"
-        )
+    name, at = f"flow {plan.name}", _at(spec_file, ("flow", plan.name))
+    if plan.reference == NOTHING:
+        return Checked(name, None, tolerance, "not compared: its reference is none", at)
+    inputs = flow_inputs(spec_file, plan, units)
+    expected = run_reference(spec_file, plan, model, inputs)
+    got = flow.run(*inputs.values())
     errors = {n: difference(e, g) for n, e, g in zip(got._fields, expected, got, strict=True)}
     worst = max(errors, key=lambda n: errors[n])
-    return Checked(
-        f"flow {plan.name}", errors[worst], tolerance, f"output {worst!r} at {length} rows"
-    )
+    where = f"output {worst!r} at {flow_length(plan)} rows"
+    return Checked(name, errors[worst], tolerance, where, at)
+
+
+def _at(spec_file: SpecFile, keys: Keys) -> str:
+    line, column = spec_file.locate(keys, at_key=True)
+    return f"{spec_file.path}:{line}:{column}"

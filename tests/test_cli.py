@@ -251,7 +251,7 @@ class TestVerify:
         (tmp_path / "toy.yaml").write_text(toy_spec.read_text())
         result = mmpack("verify", toy, tmp_path / "toy.yaml")
         assert result.exit_code == 8
-        assert "error: blend: output 'mixed'" in result.stderr
+        assert f"error: {tmp_path / 'toy.yaml'}:16:3: blend: output 'mixed'" in result.stderr
         assert "from eager PyTorch, allowed 0.0001" in result.stderr
         assert "matmul" not in result.stderr
 

@@ -15,9 +15,8 @@ from attrs import frozen
 from torch import nn
 
 from mmpack.multimethod.compile.buffers import kept_buffers
-from mmpack.multimethod.compile.imports import importable
 from mmpack.multimethod.compile.model import model_error, resolve
-from mmpack.multimethod.errors import ModelError
+from mmpack.multimethod.compile.users_code import users_code
 from mmpack.multimethod.samples import fill, random_tensor
 from mmpack.multimethod.signature import ValueSpec
 from mmpack.multimethod.spec import SpecFile
@@ -43,21 +42,12 @@ def capture(
     Buffers that the run changes are put back. Points that the run does not reach are left out.
     """
     taken: dict[Point, Captured] = {}
-    try:
-        with ExitStack() as undo, torch.no_grad(), kept_buffers(model):
-            for point, method in points.items():
-                undo.callback(_listen(spec_file, method, point, taken))
-            args, kwargs = sample_inputs(spec_file)
-            with importable(spec_file.folder):
-                model(*args, **kwargs)
-    except ModelError:
-        raise
-    except Exception as error:
-        raise model_error(
-            spec_file,
-            ("sample",),
-            f"running the model on the sample failed: {type(error).__name__}: {error}",
-        ) from error
+    with ExitStack() as undo, torch.no_grad(), kept_buffers(model):
+        for point, method in points.items():
+            undo.callback(_listen(spec_file, method, point, taken))
+        args, kwargs = sample_inputs(spec_file)
+        with users_code(spec_file, ("sample",), "running the model on the sample"):
+            model(*args, **kwargs)
     return taken
 
 
@@ -68,7 +58,7 @@ def sample_inputs(spec_file: SpecFile) -> tuple[tuple[Any, ...], dict[str, Any]]
         raise model_error(spec_file, (), "captured inputs need a `sample` to run the model on")
     if isinstance(sample, str):
         factory = resolve(spec_file, sample, ("sample",))
-        with importable(spec_file.folder):
+        with users_code(spec_file, ("sample",), f"calling {sample}"):
             made = factory()
         if isinstance(made, Mapping):
             return (), dict(made)

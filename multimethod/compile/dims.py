@@ -34,8 +34,11 @@ def require_dynamic(unit: Unit, program: ExportedProgram) -> None:
             dim, size = unit.dims[name], shape[axis]
             if isinstance(size, int):
                 raise CompileError(
-                    f"{unit.name}: dim {name!r} of input {value.name!r} became the fixed size "
-                    f"{size} in torch.export; the module computes with its number"
+                    unit.mistake(
+                        f"dim {name!r} of input {value.name!r} became the fixed size {size} in "
+                        "torch.export; the module computes with its number",
+                        "inputs",
+                    )
                 )
             shape_env = size.node.shape_env
             (symbol,) = size.node.expr.free_symbols
@@ -46,16 +49,22 @@ def require_dynamic(unit: Unit, program: ExportedProgram) -> None:
             # verification runs the minimum itself.
             if low > max(dim.min, 2 * dim.step) or high < dim.max:
                 raise CompileError(
-                    f"{unit.name}: the module admits {name!r} only from {low} to {high}, the spec "
-                    f"says {dim.min} to {dim.max}"
+                    unit.mistake(
+                        f"the module admits {name!r} only from {low} to {high}, the spec says "
+                        f"{dim.min} to {dim.max}",
+                        "inputs",
+                    )
                 )
     broken = broken_guard(shape_env, symbols, unit.dims) if symbols else None
     if broken is not None:
         condition, sizes = broken
         shown = " and ".join(f"{name}={size}" for name, size in sizes.items())
         raise CompileError(
-            f"{unit.name}: the module computes differently depending on a size, and was exported "
-            f"for {condition}, which {shown} does not fulfil"
+            unit.mistake(
+                "the module computes differently depending on a size, and was exported for "
+                f"{condition}, which {shown} does not fulfil",
+                "inputs",
+            )
         )
 
 

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from attrs import frozen
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
-from torch.utils import _pytree as pytree
 
 from mmpack.multimethod.compile.buffers import kept_buffers
 from mmpack.multimethod.compile.dims import dims_of_symbols, in_dims, require_dynamic, torch_dim
+from mmpack.multimethod.compile.rehearse import (
+    changed_constant,
+    changed_input,
+    run_once,
+)
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.compile.unused import drop_unused
+from mmpack.multimethod.compile.users_code import told
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.samples import middle_sizes, random_inputs
 from mmpack.multimethod.signature import Signature, ValueSpec
@@ -41,22 +45,14 @@ class Exported:
 def export(unit: Unit, names: Mapping[int, str]) -> Exported:
     """Export one unit. `names` maps id(tensor) to its name in the model.
 
-    Raises CompileError, naming the method, if the module cannot be run or torch.export refuses
-    it, if it changes a parameter or an input, or if a dim that should be dynamic came out fixed
-    or narrower than the spec says.
+    Raises ModelError if the module cannot be run, or changes a parameter or an input; CompileError
+    if torch.export refuses it, or if a dim that should be dynamic came out fixed or narrower than
+    the spec says. Both name the method's place in the spec.
     """
     sizes = middle_sizes(unit.dims)
     example = random_inputs(unit.inputs, sizes, unit.ranges, torch.Generator().manual_seed(0))
     with kept_buffers(unit.module), torch.no_grad():
-        before = dict(unit.module.named_buffers())
-        try:
-            result = unit.module(*[tensor.clone() for tensor in example])
-        except Exception as error:
-            raise CompileError(
-                f"{unit.name}: running the module failed: {type(error).__name__}: {error}"
-            ) from error
-        _refuse_replaced(unit, before)
-        outputs = _output_names(unit, result)
+        outputs = run_once(unit, sizes).names
         program = _exported(unit, tuple(example))
     _refuse_changes(unit, program)
     require_dynamic(unit, program)
@@ -97,9 +93,8 @@ def _exported(unit: Unit, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
         words = set(re.findall(r"\w+", str(error)))
         blamed = [repr(name) for name in symbols if {name, f"_{name}"} & words]
         dims = f", it seems because of dim {' and '.join(blamed)}" if blamed else ""
-        raise CompileError(
-            f"{unit.name}: torch.export failed{dims}: {type(error).__name__}: {error}"
-        ) from error
+        why = told(error, unit.spec_file.folder)
+        raise CompileError(unit.mistake(f"torch.export failed{dims}: {why}")) from error
 
 
 def _drop_twins(program: ExportedProgram) -> None:
@@ -123,31 +118,14 @@ def _drop_twins(program: ExportedProgram) -> None:
     program.graph_module.recompile()
 
 
-def _refuse_replaced(unit: Unit, before: Mapping[str, torch.Tensor]) -> None:
-    """torch.export loses it when a submodule does `self.cache = …` instead of writing into it."""
-    for name, buffer in unit.module.named_buffers():
-        if buffer is not before.get(name):
-            own = name.removeprefix("module.")
-            raise CompileError(
-                f"{unit.name}: the module puts another tensor in the place of buffer {own!r}; "
-                f"have it write into the buffer: self.{own.rpartition('.')[2]}.copy_(…)"
-            )
-
-
 def _refuse_changes(unit: Unit, program: ExportedProgram) -> None:
     """Only buffers may be changed: nothing else of a module is memory that a program keeps."""
     for spec in program.graph_signature.output_specs:
         if spec.kind == OutputKind.USER_INPUT_MUTATION:
             number = list(program.graph_signature.user_inputs).index(spec.target)
-            raise CompileError(
-                f"{unit.name}: the module changes its input {unit.inputs[number].name!r} in "
-                "place; have it change a clone, and return that"
-            )
+            raise changed_input(unit, unit.inputs[number].name)
         if spec.kind not in (OutputKind.USER_OUTPUT, OutputKind.BUFFER_MUTATION):
-            raise CompileError(
-                f"{unit.name}: the module changes {str(spec.target)!r}, which is no buffer; "
-                "register what methods change with register_buffer"
-            )
+            raise changed_constant(unit, str(spec.target))
 
 
 def _buffers_used(program: ExportedProgram) -> frozenset[str]:
@@ -177,20 +155,6 @@ def mark_as_state(program: ExportedProgram, buffers: frozenset[str]) -> None:
     program.graph_module.recompile()
 
 
-def _output_names(unit: Unit, result: Any) -> tuple[str, ...]:
-    leaves = pytree.tree_leaves(result)
-    if not leaves or any(not isinstance(leaf, torch.Tensor) for leaf in leaves):
-        kinds = ", ".join(type(leaf).__name__ for leaf in leaves)
-        raise CompileError(f"{unit.name}: returns ({kinds}); only tensors can be outputs")
-    names = unit.spec.outputs or _names_of(result, len(leaves))
-    if len(names) != len(leaves):
-        raise CompileError(
-            f"{unit.name}: the spec names {len(names)} outputs ({', '.join(names)}), the module "
-            f"returns {len(leaves)}"
-        )
-    return names
-
-
 def _outputs(unit: Unit, program: ExportedProgram, names: tuple[str, ...]) -> tuple[ValueSpec, ...]:
     """What the method returns, shapes in terms of the spec's dims."""
     back = dims_of_symbols(unit, program)
@@ -202,15 +166,6 @@ def _outputs(unit: Unit, program: ExportedProgram, names: tuple[str, ...]) -> tu
         shape = tuple(s if isinstance(s, int) else in_dims(s, back) for s in tensor.shape)
         values.append(ValueSpec(name, str(tensor.dtype).removeprefix("torch."), shape))
     return tuple(values)
-
-
-def _names_of(result: Any, count: int) -> tuple[str, ...]:
-    if isinstance(result, Mapping) and len(result) == count:
-        return tuple(map(str, result))
-    fields = getattr(result, "_fields", ())
-    if len(fields) == count:
-        return tuple(fields)
-    return ("out",) if count == 1 else tuple(f"out_{i}" for i in range(count))
 
 
 def _rename(unit: Unit, program: ExportedProgram, names: Mapping[int, str]) -> None:

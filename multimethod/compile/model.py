@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmpack.multimethod.compile.imports import importable, module_of_file
+from mmpack.multimethod.compile.imports import module_of_file
+from mmpack.multimethod.compile.users_code import users_code
 from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.mistakes import Keys
@@ -23,27 +24,30 @@ def load_model(spec_file: SpecFile) -> nn.Module:
     Raises ModelError, with the spec's line, if the factory cannot be imported or called, returns
     no module, or if the weights do not fit (missing and unexpected keys, shapes, dtypes).
     """
+    model = make_model(spec_file)
+    load_weights(spec_file, model)
+    return model
+
+
+def make_model(spec_file: SpecFile) -> nn.Module:
+    """The model as its factory makes it, in eval mode."""
     model_spec = spec_file.spec.model
-    factory = resolve(spec_file, model_spec.factory, ("model", "factory"))
-    try:
-        with importable(spec_file.folder):
-            model = factory(**model_spec.args)
-    except (Exception, SystemExit) as error:
-        raise model_error(
-            spec_file,
-            ("model", "factory"),
-            f"calling {model_spec.factory} failed: {type(error).__name__}: {error}",
-        ) from error
+    where = ("model", "factory")
+    factory = resolve(spec_file, model_spec.factory, where)
+    with users_code(spec_file, where, f"calling {model_spec.factory}"):
+        model = factory(**model_spec.args)
     if not isinstance(model, nn.Module):
-        raise model_error(
-            spec_file,
-            ("model", "factory"),
-            f"{model_spec.factory} returned {type(model).__name__}, expected a torch.nn.Module",
-        )
+        message = f"{model_spec.factory} returned {a_value(model)}, expected a torch.nn.Module"
+        raise model_error(spec_file, where, message)
     _require_plain(spec_file, model)
-    if model_spec.weights is not None:
-        _load_weights(spec_file, model, spec_file.folder / model_spec.weights)
     return model.eval().requires_grad_(False)
+
+
+def load_weights(spec_file: SpecFile, model: nn.Module) -> None:
+    """Fill the model with the spec's weights, if it names any."""
+    name = spec_file.spec.model.weights
+    if name is not None:
+        _load_weights(spec_file, model, spec_file.folder / name)
 
 
 def submodule(spec_file: SpecFile, model: nn.Module, method: str, spec: MethodSpec) -> nn.Module:
@@ -75,15 +79,11 @@ def wrapper_class(spec_file: SpecFile, method: str, reference: str) -> Callable[
 def resolve(spec_file: SpecFile, reference: str, where: Keys) -> Callable[..., Any]:
     """The callable behind `package.module:name` or `file.py:name` (relative to the spec)."""
     place, _, name = reference.partition(":")
-    try:
-        with importable(spec_file.folder):
-            if place.endswith(".py"):
-                module = module_of_file(spec_file.folder / place)
-            else:
-                module = importlib.import_module(place)
-    except (Exception, SystemExit) as error:
-        message = f"importing {place} failed: {type(error).__name__}: {error}"
-        raise model_error(spec_file, where, message) from error
+    with users_code(spec_file, where, f"importing {place}"):
+        if place.endswith(".py"):
+            module = module_of_file(spec_file.folder / place)
+        else:
+            module = importlib.import_module(place)
     found: Any = module
     for part in name.split("."):
         if not hasattr(found, part):
@@ -91,7 +91,7 @@ def resolve(spec_file: SpecFile, reference: str, where: Keys) -> Callable[..., A
             raise model_error(spec_file, where, message)
         found = getattr(found, part)
     if not callable(found):
-        message = f"{reference} is a {type(found).__name__}, not a callable"
+        message = f"{reference} is {a_value(found)}, not a callable"
         raise model_error(spec_file, where, message)
     return found  # type: ignore[no-any-return]
 
@@ -103,6 +103,7 @@ def python_method(
     found = getattr(module, call, None)
     if not callable(found):
         known = [n for n in dir(type(module)) if not n.startswith("_") and n not in dir(nn.Module)]
+        known.append("forward")
         raise model_error(
             spec_file,
             ("methods", method, "call"),
@@ -182,6 +183,14 @@ def _require_plain(spec_file: SpecFile, model: nn.Module) -> None:
                 ("model", "factory"),
                 f"{name!r} is on the device {str(tensor.device)!r}, expected the CPU",
             )
+
+
+def a_value(value: object) -> str:
+    """`an int`, `a list`, `None`."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
 
 
 def model_error(spec_file: SpecFile, where: Keys, message: str) -> ModelError:

@@ -15,17 +15,21 @@ from attrs import frozen
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from mmpack.multimethod.compile.capture import Captured, capture
-from mmpack.multimethod.compile.imports import importable
+from mmpack.multimethod.collect import Collected
+from mmpack.multimethod.compile.capture import Captured, Point, capture
 from mmpack.multimethod.compile.model import (
+    a_value,
     model_error,
     python_method,
     submodule,
     wrapper_class,
 )
-from mmpack.multimethod.errors import nearest
+from mmpack.multimethod.compile.parameters import wrong_names
+from mmpack.multimethod.compile.users_code import users_code
+from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.signature import Dim, ValueSpec
 from mmpack.multimethod.spec import SpecFile
+from mmpack.multimethod.spec.mistakes import Keys
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
 
 
@@ -66,6 +70,7 @@ class Unit:
     """
 
     name: str
+    spec_file: SpecFile
     spec: MethodSpec
     module: Positional
     inputs: tuple[ValueSpec, ...]
@@ -73,6 +78,24 @@ class Unit:
     ranges: Mapping[str, tuple[int, int]]
     backend: str
     options: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """What a message begins with: the method's name, where its place in the spec is that of
+        many methods."""
+        return "" if self.name in self.spec_file.spec.methods else f"{self.name}: "
+
+    def place(self, *keys: str) -> Keys:
+        """Where the method stands in the spec, or what these keys lead to in it."""
+        return ("methods", self.name, *keys)
+
+    def mistake(self, message: str, *keys: str) -> str:
+        """What is wrong with the method, with its place in the spec."""
+        place = self.place(*keys)
+        return str(self.spec_file.mistake(place, self.label + message, at_key=not keys))
+
+    def error(self, message: str, *keys: str) -> ModelError:
+        return ModelError(self.mistake(message, *keys))
 
 
 def make_units(spec_file: SpecFile, model: nn.Module) -> dict[str, Unit]:
@@ -82,33 +105,71 @@ def make_units(spec_file: SpecFile, model: nn.Module) -> dict[str, Unit]:
     method that is not there, a wrapper that refuses its arguments, inputs that `forward` does not
     take, a captured module that the sample run never reaches.
     """
-    spec = spec_file.spec
-    found = {name: submodule(spec_file, model, name, m) for name, m in spec_file.methods.items()}
-    wanted = {
-        (found[name], method.call or "forward"): name
-        for name, method in spec_file.methods.items()
-        if method.inputs == "captured"
-    }
-    for (module, call), name in wanted.items():
-        python_method(spec_file, name, module, call)
-    captured = capture(spec_file, model, wanted) if wanted else {}
-    units: dict[str, Unit] = {}
-    for name, method in spec_file.methods.items():
-        target = spec.targets[method.target]
-        inputs, ranges = _inputs(
-            spec_file, name, method, captured.get((found[name], method.call or "forward"))
-        )
-        units[name] = Unit(
-            name=name,
-            spec=method,
-            module=_wrapped(spec_file, name, method, found[name], [i.name for i in inputs]),
-            inputs=inputs,
-            dims={d: spec.dims[d] for i in inputs for d in i.shape or () if isinstance(d, str)},
-            ranges=ranges,
-            backend=target.backend,
-            options=target.options,
-        )
+    found = Collected()
+    units = gather_units(spec_file, model, found)
+    found.check()
     return units
+
+
+def gather_units(spec_file: SpecFile, model: nn.Module, found: Collected) -> dict[str, Unit]:
+    """The units that can be made. What is wrong with the others goes to `found`; of the methods
+    that one `each` makes, the first one's mistake."""
+    points: dict[str, Point] = {}
+    wrong: set[Keys] = set()
+    for name, method in spec_file.methods.items():
+        template = spec_file.origins["methods", name].keys
+        if template not in wrong:
+            wrong.add(template)
+            with found.gather():
+                points[name] = _point(spec_file, model, name, method)
+                wrong.discard(template)
+    captured: dict[Point, Captured] | None = {}
+    wanted = {p: name for name, p in points.items() if spec_file.methods[name].inputs == "captured"}
+    if wanted:
+        captured = None
+        with found.gather():
+            captured = capture(spec_file, model, wanted)
+    units: dict[str, Unit] = {}
+    for name, point in points.items():
+        method, template = spec_file.methods[name], spec_file.origins["methods", name].keys
+        if template in wrong or (method.inputs == "captured" and captured is None):
+            continue
+        wrong.add(template)
+        with found.gather():
+            units[name] = _unit(spec_file, name, method, point[0], (captured or {}).get(point))
+            wrong.discard(template)
+    return units
+
+
+def _point(spec_file: SpecFile, model: nn.Module, name: str, method: MethodSpec) -> Point:
+    """The module that a method is made from, and the Python method of it that is called."""
+    module, call = submodule(spec_file, model, name, method), method.call or "forward"
+    if method.inputs == "captured":
+        python_method(spec_file, name, module, call)
+    return module, call
+
+
+def _unit(
+    spec_file: SpecFile,
+    name: str,
+    method: MethodSpec,
+    module: nn.Module,
+    captured: Captured | None,
+) -> Unit:
+    spec = spec_file.spec
+    target = spec.targets[method.target]
+    inputs, ranges = _inputs(spec_file, name, method, captured)
+    return Unit(
+        name=name,
+        spec_file=spec_file,
+        spec=method,
+        module=_wrapped(spec_file, name, method, module, [i.name for i in inputs]),
+        inputs=inputs,
+        dims={d: spec.dims[d] for i in inputs for d in i.shape or () if isinstance(d, str)},
+        ranges=ranges,
+        backend=target.backend,
+        options=target.options,
+    )
 
 
 def _wrapped(
@@ -118,9 +179,10 @@ def _wrapped(
     if method.wrapper is not None:
         module = _wrapper(spec_file, name, method, module)
     function = python_method(spec_file, name, module, call)
-    by_name = _check_names(
-        spec_file, name, f"{type(module).__name__}.{call}", inspect.signature(function), inputs
-    )
+    title = f"{type(module).__name__}.{call}"
+    by_name, wrong = wrong_names(title, inspect.signature(function), inputs)
+    if wrong is not None:
+        raise model_error(spec_file, ("methods", name, "inputs"), wrong)
     return Positional(module, call, tuple(inputs) if by_name else None)
 
 
@@ -128,50 +190,14 @@ def _wrapper(spec_file: SpecFile, name: str, method: MethodSpec, module: nn.Modu
     assert method.wrapper is not None
     where = ("methods", name, "wrapper")
     wrapper = wrapper_class(spec_file, name, method.wrapper)
-    try:
-        with importable(spec_file.folder):
-            wrapped = wrapper(module, **method.args)
-    except Exception as error:
-        raise model_error(
-            spec_file,
-            where,
-            f"{method.wrapper} refused {method.module or 'the model'!r} with arguments "
-            f"{method.args}: {type(error).__name__}: {error}",
-        ) from error
+    given = f" with {method.args}" if method.args else ""
+    doing = f"making {method.wrapper} of {_shown(method.module)}{given}"
+    with users_code(spec_file, where, doing):
+        wrapped = wrapper(module, **method.args)
     if not isinstance(wrapped, nn.Module):
-        message = f"{method.wrapper} made a {type(wrapped).__name__}, expected a torch.nn.Module"
+        message = f"{method.wrapper} made {a_value(wrapped)}, expected a torch.nn.Module"
         raise model_error(spec_file, where, message)
     return wrapped.eval().requires_grad_(False)
-
-
-def _check_names(
-    spec_file: SpecFile, name: str, title: str, signature: inspect.Signature, inputs: list[str]
-) -> bool:
-    """Whether inputs are passed by name. They are, unless the function takes `*args`: then they
-    go in the spec's order, which must begin like the function's own."""
-    where = ("methods", name, "inputs")
-    parameters = signature.parameters
-    kinds = {p.kind for p in parameters.values()}
-    named = [n for n, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    missing = [n for n in named if parameters[n].default is inspect.Parameter.empty]
-    missing = [n for n in missing if n not in inputs]
-    if missing:
-        raise model_error(
-            spec_file,
-            where,
-            f"{title} also needs {', '.join(map(repr, missing))}, which the spec does not list",
-        )
-    if inspect.Parameter.VAR_POSITIONAL in kinds:
-        first = named[: len(inputs)]
-        if set(named) & set(inputs) and inputs[: len(first)] != first:
-            message = f"{title} takes {', '.join(named)} first, in that order"
-            raise model_error(spec_file, where, message)
-        return False
-    for given in inputs:
-        if given not in named and inspect.Parameter.VAR_KEYWORD not in kinds:
-            message = f"{title} takes no input {given!r}{nearest(given, named)}"
-            raise model_error(spec_file, where, message)
-    return True
 
 
 def _inputs(
@@ -187,7 +213,7 @@ def _inputs(
         raise model_error(
             spec_file,
             ("methods", name, "module"),
-            f"running the model on the sample never called {method.module or 'the model'!r}",
+            f"running the model on the sample never called {_shown(method.module)}",
         )
     values = tuple(
         ValueSpec(v.name, v.dtype, _named_axes(spec_file, name, v, method.axes.get(v.name, {})))
@@ -200,6 +226,10 @@ def _inputs(
             f"no captured input is called {unknown!r}{nearest(unknown, [v.name for v in values])}",
         )
     return values, dict(captured.ranges)
+
+
+def _shown(module: str) -> str:
+    return "the model" if module in ("", ".") else repr(module)
 
 
 def _known_sizes(given: InputSpec, dims: Mapping[str, Dim]) -> tuple[int | str, ...]:

@@ -79,7 +79,8 @@ def make_plan(name: str, flow: FlowSpec, signatures: Mapping[str, Signature]) ->
 
 
 class _Planner:
-    """Walks the steps once, keeping what each name in the flow is at that point."""
+    """Walks the steps once, keeping what each name in the flow is at that point, and in `at` the
+    keys that lead to what is looked at."""
 
     def __init__(self, name: str, cut: dict[str, str], signatures: Mapping[str, Signature]) -> None:
         self.name = name
@@ -90,18 +91,25 @@ class _Planner:
         self.caches: dict[str, CacheSpec] = {}
         self.appended: dict[str, tuple[str, ValueSpec]] = {}
         self.values: dict[str, tuple[str, ValueSpec]] = {}
+        self.at: tuple[str | int, ...] = ("flow", name)
 
     def plan(self, flow: FlowSpec) -> Plan:
-        for step in flow.steps:  # of no other methods: a foreign one may use the names otherwise
+        for number, step in enumerate(flow.steps):
+            self.at = ("steps", self.name, number, "run")
+            # Of no other methods: a foreign one may use the names otherwise.
             self.dims.update(self._signature(step).dims)
+        self.at = ("flow", self.name, "cut")
         self.size = self._piece_size()
-        planned = tuple(self._step(step) for step in flow.steps)
+        planned = tuple(self._step(number, step) for number, step in enumerate(flow.steps))
+        self.at = ("flow", self.name, "cut")
         for unused in self.cut.keys() - self.cuts.keys():
             raise self.error(f"no step takes its input {unused!r}")
+        self.at = ("flow", self.name, "steps")
         for cache in self.appended.keys() - self.caches.keys():
             raise self.error(f"cache {cache!r} is appended to and never read")
         joins = {}
-        for output in flow.outputs:
+        for number, output in enumerate(flow.outputs):
+            self.at = ("flow", self.name, "outputs", number)
             if output not in self.values:
                 raise self.error(f"no step gives {output!r}{nearest(output, self.values)}")
             joins[output] = self._piece_axis(*self.values[output])
@@ -127,8 +135,10 @@ class _Planner:
             raise self.error(f"there is no method {step.run!r}{nearest(step.run, self.signatures)}")
         return self.signatures[step.run]
 
-    def _step(self, step: StepSpec) -> Step:
+    def _step(self, number: int, step: StepSpec) -> Step:
         assert step.run is not None
+        here = ("steps", self.name, number)
+        self.at = (*here, "run")
         signature = self._signature(step)
         outputs = {value.name: value for value in signature.outputs}
         for kind, names, known in (
@@ -141,8 +151,10 @@ class _Planner:
                     raise self.error(f"{step.run} has no {kind} {given!r}{nearest(given, known)}")
         inputs = tuple((v.name, step.with_.get(v.name, v.name)) for v in signature.inputs)
         for value, (_, source) in zip(signature.inputs, inputs, strict=True):
+            self.at = (*here, "with", value.name) if value.name in step.with_ else (*here, "run")
             self._edge(signature, value, source)
         for output, cache in step.append.items():
+            self.at = (*here, "append", output)
             if cache in self.appended:
                 first = self.appended[cache][0]
                 raise self.error(f"both {first} and {step.run} append to cache {cache!r}")
@@ -223,7 +235,7 @@ class _Planner:
         return likely[0]
 
     def error(self, message: str) -> FlowError:
-        return FlowError(f"flow {self.name!r}: {message}")
+        return FlowError(f"flow {self.name!r}: {message}", self.at)
 
 
 def _kind(value: ValueSpec) -> tuple[str, tuple[int | str, ...] | None]:

@@ -50,7 +50,8 @@ def checked_table(checked: Iterable[Checked]) -> Table:
     """One row a method or flow: error, what is allowed, where the error was largest."""
     table = _table("checked", "max error", "allowed", "at")
     for row in checked:
-        error, allowed = f"{row.error:.1e}", f"{row.tolerance:.0e}"
+        error = "not compared" if row.error is None else f"{row.error:.1e}"
+        allowed = "" if row.error is None else f"{row.tolerance:.0e}"
         table.add_row(escape(row.name), error, allowed, escape(row.where))
     return table
 
@@ -69,7 +70,9 @@ def build_summary(report: BuildReport) -> str:
         f"{size(report.link.saved)} saved by sharing",
     ]
     lines += [
-        f"{flow.name} agrees with the model: max error {flow.error:.1e} ({flow.where})"
+        f"{flow.name} was not compared with the model: its reference is none"
+        if flow.error is None
+        else f"{flow.name} agrees with the model: max error {flow.error:.1e} ({flow.where})"
         for flow in report.flows
     ]
     return "\n".join(lines)

@@ -118,7 +118,7 @@ def test_a_wrapper_of_mmpacks_by_its_name(project: Any) -> None:
         ),
         (
             'module: head, wrapper: "model.py:Twice", args: {times: 12}, inputs: {x: [3]}',
-            "model.py:Twice refused 'head' with arguments {'times': 12}: AssertionError: too often",
+            "making model.py:Twice of 'head' with {'times': 12} failed: AssertionError: too often",
         ),
         (
             'module: head, wrapper: "model.py:Twice", args: {tims: 12}, inputs: {x: [3]}',
@@ -126,7 +126,7 @@ def test_a_wrapper_of_mmpacks_by_its_name(project: Any) -> None:
         ),
         (
             "module: head, wrapper: qkv_proj, args: {head_dim: 8}, inputs: {x: [3]}",
-            "qkv_proj refused 'head' with arguments {'head_dim': 8}: AttributeError",
+            "making qkv_proj of 'head' with {'head_dim': 8} failed: AttributeError",
         ),
     ],
 )
@@ -142,7 +142,7 @@ def test_a_wrapper_that_makes_no_module_is_refused(project: Any) -> None:
         method('module: head, wrapper: "model.py:Maker", inputs: {x: [3]}')
     )
     message = refused(project, project.units)
-    assert "model.py:Maker made a int, expected a torch.nn.Module" in message
+    assert "model.py:Maker made an int, expected a torch.nn.Module" in message
 
 
 def test_a_model_without_submodules_names_no_nearest_one(project: Any) -> None:

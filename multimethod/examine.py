@@ -1,0 +1,134 @@
+"""A spec held against its model, before anything is compiled: what `check --model` tells, and what
+every build begins with.
+
+The model is made and its weights are loaded, each method is run once in eager PyTorch at its
+smallest sizes, and with what that tells of outputs and buffers the rules about state and flows are
+applied. A build applies them once more to what torch.export tells, which knows sizes exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from attrs import frozen
+from torch import nn
+
+from mmpack.multimethod.collect import Collected
+from mmpack.multimethod.compile.model import load_weights, make_model, state_names
+from mmpack.multimethod.compile.rehearse import Rehearsed, names_in_model, rehearse, small_sizes
+from mmpack.multimethod.compile.state import State, decide, require_own_memory
+from mmpack.multimethod.compile.unit import Unit, gather_units
+from mmpack.multimethod.errors import FlowError
+from mmpack.multimethod.flow.plan import Plan, expanded_flows, make_plan
+from mmpack.multimethod.reference import NOTHING, flow_inputs, require_comparable, run_reference
+from mmpack.multimethod.room import require_room, require_verifiable
+from mmpack.multimethod.signature import Signature
+from mmpack.multimethod.spec import SpecFile
+from mmpack.multimethod.spec.mistakes import Keys
+
+
+@frozen(eq=False)
+class Examined:
+    """A spec, its model with its weights, and its methods, ready to be exported."""
+
+    spec_file: SpecFile
+    model: nn.Module
+    units: Mapping[str, Unit]
+
+
+def examine(spec_file: SpecFile, *, verify: bool = True) -> Examined:
+    """Make a spec's model and units, and look for all that can be wrong with them.
+
+    verify: the program is to be compared with the model, which must be possible here.
+
+    Raises one error that holds all mistakes, each with its line in the spec.
+    """
+    found = Collected()
+    model = make_model(spec_file)
+    with found.gather():
+        load_weights(spec_file, model)
+    units = gather_units(spec_file, model, found)
+    rehearsed = _rehearse_all(spec_file, model, units, verify, found)
+    signatures = {name: r.signature for name, r in rehearsed.items()}
+    touched = {name: r.touched for name, r in rehearsed.items()}
+    state = None
+    with found.gather():
+        require_own_memory(spec_file, _tensors(model, units), touched)
+        state = decide(spec_file, touched, whole=len(touched) == len(spec_file.methods))
+    for name in spec_file.spec.flow:
+        if all(step.run in signatures for step in spec_file.steps[name]):
+            with found.gather():
+                plan = plan_flow(spec_file, name, signatures, state)
+                if verify and plan.reference != NOTHING and not found:
+                    inputs = flow_inputs(spec_file, plan, units)
+                    expected = run_reference(spec_file, plan, model, inputs)
+                    require_comparable(spec_file, plan, signatures, expected)
+    found.check()
+    return Examined(spec_file, model, units)
+
+
+def plan_flow(
+    spec_file: SpecFile, name: str, signatures: Mapping[str, Signature], state: State | None
+) -> Plan:
+    """A flow of the spec, settled. Raises FlowError, with the spec's line, for an edge whose ends
+    disagree and for a step that keeps state."""
+    try:
+        plan = make_plan(name, expanded_flows(spec_file)[name], signatures)
+    except FlowError as error:
+        raise FlowError(str(spec_file.mistake(error.keys, str(error)))) from error
+    if state is not None:
+        _require_stateless(spec_file, name, state)
+    return plan
+
+
+def _require_stateless(spec_file: SpecFile, name: str, state: State) -> None:
+    """A flow may be run from several contexts, each with its own caches; a method's own state is
+    one for all of them, and a padded last piece would be written into it."""
+    for buffer, methods in (*state.shared.items(), *state.private.items()):
+        for number, step in enumerate(spec_file.steps[name]):
+            if step.run in methods:
+                message = (
+                    f"flow {name!r}: method {step.run!r} has state, the buffer {buffer!r}; a "
+                    "flow's steps keep nothing themselves: give that as an output and `append` it "
+                    "to a cache"
+                )
+                raise FlowError(str(spec_file.mistake(("steps", name, number, "run"), message)))
+
+
+def _rehearse_all(
+    spec_file: SpecFile,
+    model: nn.Module,
+    units: Mapping[str, Unit],
+    verify: bool,
+    found: Collected,
+) -> dict[str, Rehearsed]:
+    """Run every unit. Of the methods that one `each` makes, the first one's mistake is told."""
+    names = state_names(model)
+    rehearsed: dict[str, Rehearsed] = {}
+    wrong: set[Keys] = set()
+    for name, unit in units.items():
+        template = spec_file.origins["methods", name].keys
+        if template in wrong:
+            continue
+        wrong.add(template)
+        with found.gather():
+            require_room(unit, small_sizes(unit.dims))
+            made = rehearse(unit, names)
+            if verify:
+                require_verifiable(unit, made.signature.outputs)
+            rehearsed[name] = made
+            wrong.discard(template)
+    return rehearsed
+
+
+def _tensors(model: nn.Module, units: Mapping[str, Unit]) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer that a method can reach, by the name that it has in a program."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    tensors: dict[str, torch.Tensor] = dict(named)
+    names = state_names(model)
+    for unit in units.values():
+        known = names_in_model(unit, names)
+        for tensor in (*unit.module.parameters(), *unit.module.buffers()):
+            tensors.setdefault(known[id(tensor)], tensor)
+    return tensors
