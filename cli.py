@@ -190,7 +190,7 @@ def link(
     names = _pairs(rename, "OLD=NEW")
     report = link(inputs, output, rename=names, shared=share, private=private)
     click.echo(
-        f"{output}: {len(report.methods)} methods, {size(report.size)}, "
+        f"{output}: {len(report.manifest.methods)} methods, {size(report.size)}, "
         f"{size(report.saved)} saved by sharing"
     )
 

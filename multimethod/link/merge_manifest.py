@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve
@@ -11,9 +11,11 @@ from mmpack.multimethod.errors import LinkError
 from mmpack.multimethod.link.constants import constant_of
 from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.link.manifest import Constant, Manifest, MethodRecord, read_manifest
+from mmpack.multimethod.link.names import file_labels
 from mmpack.multimethod.link.schema import DelegateCall, ExecutionPlan, Instruction, KernelCall
 from mmpack.multimethod.link.signatures import foreign_signature
 from mmpack.multimethod.signature import Dim, Signature
+from mmpack.multimethod.versions import installed
 
 
 def merged_manifest(
@@ -21,9 +23,11 @@ def merged_manifest(
     names: Sequence[Mapping[str, str]],
 ) -> Manifest:
     """Records of all methods, under their new names: from the input's own manifest, or, for a
-    foreign one, what its plan says. The steps of a flow follow their methods' names.
+    foreign one, what its plan says. The steps of a flow follow their methods' names. Provenance
+    is by file, called by as much of its path as tells it apart.
 
-    Raises LinkError where two inputs have a flow of one name, or mean different sizes by one dim.
+    Raises LinkError that tells all flows of one name that two inputs have, and all dims by which
+    they mean different sizes.
     """
     methods: dict[str, MethodRecord] = {}
     values: dict[str, Constant] = {}
@@ -31,8 +35,9 @@ def merged_manifest(
     owner: dict[str, PteFile] = {}
     dims: dict[str, tuple[Dim, PteFile, str]] = {}
     provenance: dict[str, Any] = {}
-    version = ""
-    for file, renamed in zip(files, names, strict=True):
+    wrong: list[str] = []
+    labels = file_labels([file.path for file in files])
+    for file, label, renamed in zip(files, labels, names, strict=True):
         own = read_manifest(file)
         for plan in file.plans:
             old = plan.name or ""
@@ -47,28 +52,29 @@ def merged_manifest(
             signature = evolve(record.signature, method=renamed[old])
             methods[renamed[old]] = evolve(record, signature=signature)
             if not record.extra.get("foreign"):  # the dims of those are numbered, not named
-                _require_same_dims(signature, file, dims)
+                wrong += _other_dims(signature, file, dims)
         if own is not None:
-            version = max(version, own.mmpack)
-            provenance[file.path.name] = own.provenance
+            provenance[label] = {"mmpack": own.mmpack, **own.provenance}
             for name, flow in own.flow.items():
                 if name in owner:
-                    raise LinkError(
+                    wrong.append(
                         f"two flows are called {name!r}, in {owner[name].path} and in "
                         f"{file.path}; rename one in its spec and build that again"
                     )
                 owner[name], flows[name] = file, _follow(flow, renamed)
-    return Manifest(methods, (), flows, values, provenance, version)
+    if wrong:
+        raise LinkError("\n".join(wrong))
+    return Manifest(methods, (), flows, values, provenance, installed("mmpack") or "0")
 
 
-def _require_same_dims(
+def _other_dims(
     signature: Signature, file: PteFile, dims: dict[str, tuple[Dim, PteFile, str]]
-) -> None:
+) -> Iterator[str]:
     """A dim's name means one size everywhere in a program. `dims` are those met so far."""
     for name, dim in signature.dims.items():
         first, where, method = dims.setdefault(name, (dim, file, signature.method))
         if first != dim:
-            raise LinkError(
+            yield (
                 f"dim {name!r} is {first} in method {method!r} of {where.path} and {dim} in "
                 f"method {signature.method!r} of {file.path}, and means one size everywhere in a "
                 "program; rename one in its spec and build that again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -186,8 +187,53 @@ def test_two_methods_of_one_name(pte: Pte, tmp_path: Path) -> None:
         link([pte("mlp"), pte("dynamic")], tmp_path / "x.pte")
     assert message(error, pte("mlp")) == (
         "two methods are called 'forward', in …/mlp.pte and in …/dynamic.pte; "
-        "rename one: --rename dynamic.pte:forward=<name>"
+        "rename one: --rename dynamic.pte:forward=dynamic_forward"
     )
+
+
+def suggested(error: pytest.ExceptionInfo[Exception]) -> dict[str, str]:
+    """The renames that a message proposes, as a shell would take them."""
+    lines = [line.partition(" --rename ")[2] for line in str(error.value).splitlines()]
+    pairs = [shlex.split(line)[0].rpartition("=") for line in lines if line]
+    return {old: new for old, _, new in pairs}
+
+
+def test_all_clashes_of_names_are_told_with_what_solves_them(
+    pte: Pte, stock: OpenStock, tmp_path: Path
+) -> None:
+    files = [pte("xnnpack"), pte("twice")]
+    for name in ("one/a b.pte", "two/a b.pte"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(pte("xnnpack").read_bytes())
+        files.append(tmp_path / name)
+    with pytest.raises(LinkError) as error:
+        link(files, tmp_path / "x.pte", rename={"nothing": "x"}, constants={"twice": 1})
+    lines = str(error.value).splitlines()
+    assert sum(line.startswith("two methods are called 'mlp'") for line in lines) == 2
+    assert sum(line.startswith("two methods are called 'twice'") for line in lines) == 3
+    assert sum("constant 'twice' has the name of a method" in line for line in lines) == 1
+    assert sum("cannot rename 'nothing'" in line for line in lines) == 1 and len(lines) == 7
+    renames = suggested(error)
+    assert set(renames) == {
+        "twice.pte:twice",
+        *(f"{folder}/a b.pte:{name}" for folder in ("one", "two") for name in ("mlp", "twice")),
+    }
+    link(files, tmp_path / "x.pte", rename=renames)
+    program = stock(tmp_path / "x.pte")
+    assert program.names == {"mlp", "twice", *renames.values()}
+    assert same(program.run(renames["two/a b.pte:mlp"], ROW), program.run("mlp", ROW))
+
+
+def test_a_file_that_is_given_twice(pte: Pte, tmp_path: Path) -> None:
+    with pytest.raises(LinkError, match=r"mlp\.pte: is given 2 times"):
+        link([pte("mlp"), pte("mlp")], tmp_path / "x.pte")
+
+
+def test_the_rename_of_one_file_goes_before_that_of_all(pte: Pte, tmp_path: Path) -> None:
+    files = [pte("mlp"), pte("dynamic")]
+    link(files, tmp_path / "x.pte", rename={"forward": "all", "dynamic.pte:forward": "one"})
+    with open_program(tmp_path / "x.pte") as file:
+        assert file.methods == ("all", "one")
 
 
 def test_renaming_nothing(pte: Pte, tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_records_and_flows_follow_a_rename(pte: Pte, tmp_path: Path) -> None:
     report = link([path], tmp_path / "b.pte", rename={"forward": "encode"})
     assert set(report.manifest.methods) == {"encode"}
     assert report.manifest.methods["encode"].signature.method == "encode"
-    assert report.manifest.mmpack == "9"
+    assert report.manifest.provenance == {"a.pte": {"mmpack": "9"}}
     assert report.manifest.flow == {
         "forward": flow(
             {"run": "encode", "with_": {"forward": "forward"}, "steps": []},
@@ -148,15 +148,36 @@ def test_a_flow_that_is_none_is_carried_over_as_it_is(odd: Any, pte: Pte, tmp_pa
     assert report.manifest.flow == {"f": odd}
 
 
+def test_provenance_of_files_of_one_name(pte: Pte, tmp_path: Path) -> None:
+    made = []
+    for folder in ("one", "two", "three/one"):
+        (tmp_path / folder).mkdir(parents=True)
+        made.append(tmp_path / folder / "model.pte")
+        record = evolve(RECORD, signature=evolve(SIGNATURE, method="forward"))
+        given = Manifest({"forward": record}, provenance={"spec": folder}, mmpack="9")
+        link([pte("mlp")], made[-1], manifest=given, rename={"forward": "forward"})
+    made.append(program(pte, tmp_path / "other.pte"))
+    rename = {f"{path}:forward": f"f{number}" for number, path in enumerate(made)}
+    report = link(made, tmp_path / "x.pte", rename=rename)
+    assert report.manifest.provenance == {
+        f"{tmp_path.name}/one/model.pte": {"mmpack": "9", "spec": "one"},
+        "two/model.pte": {"mmpack": "9", "spec": "two"},
+        "three/one/model.pte": {"mmpack": "9", "spec": "three/one"},
+        "other.pte": {"mmpack": "9"},
+    }
+
+
 def test_two_flows_of_one_name(pte: Pte, tmp_path: Path) -> None:
-    flows = {"go": flow({"run": "forward"})}
+    flows = {"go": flow({"run": "forward"}), "on": flow({"run": "forward"})}
     a = program(pte, tmp_path / "a.pte", flows=flows)
     b = program(pte, tmp_path / "b.pte", flows=flows)
     with pytest.raises(LinkError) as error:
         link([a, b], tmp_path / "x.pte", rename={"b.pte:forward": "again"})
-    assert str(error.value) == (
-        f"two flows are called 'go', in {a} and in {b}; rename one in its spec and build that again"
-    )
+    assert str(error.value).splitlines() == [
+        f"two flows are called {name!r}, in {a} and in {b}; rename one in its spec and build that "
+        "again"
+        for name in ("go", "on")
+    ]
     assert not (tmp_path / "x.pte").exists()
 
 
