@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,9 +35,15 @@ class Collected:
 
     def check(self) -> None:
         """Raise what was gathered, if anything was: one error as it is, several as one of the
-        first one's class that holds all messages."""
+        first one's class that holds all messages, in the order of the spec's lines."""
         errors = list(self._errors.values())
         if len(errors) == 1:
             raise errors[0]
         if errors:
-            raise type(errors[0])("\n\n".join(self._errors)) from errors[0]
+            raise type(errors[0])("\n\n".join(sorted(self._errors, key=_line))) from errors[0]
+
+
+def _line(message: str) -> tuple[int, int]:
+    """Line and column of a message that begins with `file:line:column:`."""
+    place = re.search(r":(\d+):(\d+): ", message.partition("\n")[0])
+    return (int(place[1]), int(place[2])) if place else (0, 0)

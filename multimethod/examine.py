@@ -51,7 +51,7 @@ def examine(spec_file: SpecFile, *, verify: bool = True) -> Examined:
     units = gather_units(spec_file, model, found)
     rehearsed = _rehearse_all(spec_file, model, units, verify, found)
     signatures = {name: r.signature for name, r in rehearsed.items()}
-    touched = {name: r.touched for name, r in rehearsed.items()}
+    touched = {name: r.touched for name, r in rehearsed.items() if r.touched is not None}
     state = None
     with found.gather():
         require_own_memory(spec_file, _tensors(model, units), touched)
@@ -123,12 +123,10 @@ def _rehearse_all(
 
 
 def _tensors(model: nn.Module, units: Mapping[str, Unit]) -> dict[str, torch.Tensor]:
-    """Every parameter and buffer that a method can reach, by the name that it has in a program."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    tensors: dict[str, torch.Tensor] = dict(named)
-    names = state_names(model)
+    """Every parameter and buffer of the methods' modules, by the name that it has in a program."""
+    tensors: dict[str, torch.Tensor] = {}
     for unit in units.values():
-        known = names_in_model(unit, names)
+        known = names_in_model(unit, state_names(model))
         for tensor in (*unit.module.parameters(), *unit.module.buffers()):
             tensors.setdefault(known[id(tensor)], tensor)
     return tensors

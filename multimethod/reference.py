@@ -22,7 +22,7 @@ from mmpack.multimethod.spec import SpecFile
 NOTHING = "none"
 """The `reference` of a flow that is not compared."""
 
-OTHERWISE = "; `reference: none` leaves the flow unchecked"
+OTHERWISE = " (`reference: none` leaves the flow unchecked)"
 
 
 def flow_inputs(
@@ -63,17 +63,18 @@ def run_reference(
     title = f"the model's {plan.reference}"
     _, wrong = wrong_names(title, inspect.signature(function), list(inputs))
     if wrong is not None:
-        raise _error(spec_file, plan, f"{wrong.replace('the spec', 'the flow')}{OTHERWISE}")
+        message = f"the flow is compared with {title}, but {wrong}{OTHERWISE}"
+        raise _error(spec_file, plan, message.replace("the spec", "the flow"))
     shown = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
-    doing = f"running {title} on {shown}, to compare the flow with,"
+    doing = f"running {title}, which the flow is compared with, on {shown}"
     with torch.no_grad(), kept_buffers(model), users_code(spec_file, where, doing, FlowError):
         expected = [leaf.clone() for leaf in pytree.tree_leaves(function(**inputs))]
     if len(expected) != len(plan.joins):
         raise _error(
             spec_file,
             plan,
-            f"the flow gives {len(plan.joins)} outputs ({', '.join(plan.joins)}), {title} "
-            f"{len(expected)}{OTHERWISE}",
+            f"the flow's outputs are {', '.join(plan.joins)}; {title} gives {len(expected)}, not "
+            f"{len(plan.joins)}{OTHERWISE}",
         )
     return expected
 
@@ -125,4 +126,6 @@ def _ranges(
 
 
 def _error(spec_file: SpecFile, plan: Plan, message: str) -> FlowError:
-    return FlowError(str(spec_file.mistake(("flow", plan.name, "reference"), message)))
+    keys = ("flow", plan.name, "reference")
+    said = keys in spec_file.source.places.values
+    return FlowError(str(spec_file.mistake(keys, message, at_key=not said)))

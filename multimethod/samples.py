@@ -45,6 +45,10 @@ def random_inputs(
     ]
 
 
+LARGE = 4096
+"""Examples are no larger than this: half of a generous maximum may not fit into memory."""
+
+
 def middle_sizes(dims: Mapping[str, Dim]) -> dict[str, int]:
     """A size for each dim between its ends, no two alike where that can be had, so that export
     cannot mistake one dim for another."""
@@ -52,6 +56,8 @@ def middle_sizes(dims: Mapping[str, Dim]) -> dict[str, int]:
     for name, dim in dims.items():
         samples = dim.samples()
         size = samples[len(samples) // 2]
+        if not dim.fixed:
+            size = min(size, max(dim.min, LARGE // dim.step * dim.step))
         if not dim.fixed:
             while size in sizes.values() and dim.admits(size + dim.step):
                 size += dim.step

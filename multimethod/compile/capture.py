@@ -17,6 +17,7 @@ from torch import nn
 from mmpack.multimethod.compile.buffers import kept_buffers
 from mmpack.multimethod.compile.model import model_error, resolve
 from mmpack.multimethod.compile.users_code import users_code
+from mmpack.multimethod.memory import bytes_of, too_much
 from mmpack.multimethod.samples import fill, random_tensor
 from mmpack.multimethod.signature import ValueSpec
 from mmpack.multimethod.spec import SpecFile
@@ -66,6 +67,10 @@ def sample_inputs(spec_file: SpecFile) -> tuple[tuple[Any, ...], dict[str, Any]]
     generator = torch.Generator().manual_seed(0)
     dims = spec_file.spec.dims
     sizes = {name: dim.max for name, dim in dims.items()}
+    values = [ValueSpec(name, given.dtype, given.shape) for name, given in sample.items()]
+    if told := too_much(bytes_of(values, sizes)):
+        message = f"with its dims at their maximum it takes {told}"
+        raise model_error(spec_file, ("sample",), message)
     return (), {
         name: random_tensor(given.dtype, fill(given.shape, sizes), given.range, generator)
         for name, given in sample.items()

@@ -101,15 +101,24 @@ def python_method(
 ) -> Callable[..., Any]:
     """The Python method of a module that a method of the spec calls."""
     found = getattr(module, call, None)
+    if call == "forward" and _is_mere_container(module):
+        below = ", ".join(n for n, _ in module.named_children())
+        message = f"{type(module).__name__} has no forward; name one of its modules: {below}"
+        raise model_error(spec_file, ("methods", method, "module"), message)
     if not callable(found):
         known = [n for n in dir(type(module)) if not n.startswith("_") and n not in dir(nn.Module)]
-        known.append("forward")
+        known += [] if _is_mere_container(module) else ["forward"]
         raise model_error(
             spec_file,
             ("methods", method, "call"),
             f"{type(module).__name__} has no method {call!r}{nearest(call, known)}",
         )
     return found  # type: ignore[no-any-return]
+
+
+def _is_mere_container(module: nn.Module) -> bool:
+    """Whether it only holds modules, like nn.ModuleList, and cannot be called."""
+    return type(module).forward is nn.Module.forward and "forward" not in vars(module)
 
 
 def state_names(model: nn.Module) -> dict[int, str]:

@@ -28,10 +28,11 @@ from mmpack.multimethod.signature import Dim, Signature, ValueSpec
 @frozen(eq=False)
 class Rehearsed:
     """What running a unit told. Sizes of outputs that change with a dim are that dim if they are
-    equal to it, and "?" if they are something else; torch.export will tell what."""
+    equal to it, and "?" if they are something else; torch.export will tell what. `touched` is None
+    if the module cannot be watched."""
 
     signature: Signature
-    touched: Touched
+    touched: Touched | None
 
 
 @frozen(eq=False)
@@ -51,23 +52,32 @@ def rehearse(unit: Unit, names: Mapping[int, str]) -> Rehearsed:
     else than the spec says.
     """
     known = names_in_model(unit, names)
-    watch = Watch({known[id(buffer)]: buffer for buffer in unit.module.buffers()})
+    watch: Watch | None = Watch({known[id(buffer)]: buffer for buffer in unit.module.buffers()})
     tried = small_sizes(unit.dims)
     runs = []
     for sizes in tried:
-        with kept_buffers(unit.module):
-            runs.append(run_once(unit, sizes, watch))
-        _refuse_changes(unit, runs[-1].inputs, watch)
-    outputs = [leaf for run in runs for leaf in run.outputs]
-    changed = watch.changed()
+        try:
+            runs.append(_run(unit, sizes, watch))
+        except ModelError:
+            # Control flow such as torch.cond may not work in a watched run.
+            runs.append(_run(unit, sizes, None))
+            watch = None
+        if watch is not None:
+            _refuse_changes(unit, runs[-1].inputs, watch)
     values = tuple(
         ValueSpec(name, str(first.dtype).removeprefix("torch."), _shape(first, last, tried))
         for name, first, last in zip(runs[0].names, runs[0].outputs, runs[-1].outputs, strict=True)
     )
-    return Rehearsed(
-        Signature(unit.name, unit.inputs, values, dict(unit.dims)),
-        Touched(changed, watch.used(outputs) - changed),
-    )
+    touched = None
+    if watch is not None:
+        changed, used = watch.changed(), watch.used(leaf for run in runs for leaf in run.outputs)
+        touched = Touched(changed, used - changed)
+    return Rehearsed(Signature(unit.name, unit.inputs, values, dict(unit.dims)), touched)
+
+
+def _run(unit: Unit, sizes: Mapping[str, int], watch: Watch | None) -> Ran:
+    with kept_buffers(unit.module):
+        return run_once(unit, sizes, watch)
 
 
 def run_once(

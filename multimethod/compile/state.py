@@ -14,7 +14,7 @@ from attrs import frozen
 
 from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.model import model_error
-from mmpack.multimethod.errors import nearest
+from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.spec import SpecFile
 
 
@@ -89,13 +89,13 @@ def require_own_memory(
             tensor = tensors[buffer]
             for name in together.get(tensor.untyped_storage().data_ptr(), ()):
                 if tensors[name] is not tensor:
-                    raise model_error(
-                        spec_file,
-                        ("methods", method),
-                        f"method {method!r} changes buffer {buffer!r}, which has its memory in "
-                        f"common with {name!r}; in a program each has its own, so give one of "
-                        "them a clone",
+                    both = " and ".join(map(repr, sorted((buffer, name))))
+                    message = (
+                        f"method {method!r} changes memory that {both} have in common; in a "
+                        "program each has its own, so make one of them a clone of the other"
                     )
+                    keys = ("methods", method)
+                    raise ModelError(str(spec_file.mistake(keys, message, at_key=True)))
 
 
 def _require_one(spec_file: SpecFile, buffer: str) -> None:
@@ -123,13 +123,13 @@ def _require_said(
     if others:
         names = ", ".join(map(repr, others[:8])) + (", …" if len(others) > 8 else "")
         more = f". The same must be said of {len(others)} more: {names}"
-    raise model_error(
-        spec_file,
-        ("state",) if "state" in spec_file.source.data else ("methods", writer),
+    keys = ("state",) if "state" in spec_file.source.data else ("methods", writer)
+    message = (
         f"buffer {buffer!r} is changed by method {writer!r} and {verb} method {other!r}; "
         f"list it under `state: {{shared: [{buffer}]}}` to make it one memory, or under "
-        f"`private` to give each method its own{more}",
+        f"`private` to give each method its own{more}"
     )
+    raise ModelError(str(spec_file.mistake(keys, message, at_key=True)))
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

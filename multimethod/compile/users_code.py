@@ -46,6 +46,7 @@ def told(error: BaseException, folder: Path) -> str:
     message = str(error).strip()
     if isinstance(error, SyntaxError):
         message = error.msg
+    message = message.replace("\n", "\n  ")
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     if isinstance(error, SyntaxError) and error.filename is not None:
         place = f"{_shown(error.filename, folder)}:{error.lineno}: {(error.text or '').strip()}"

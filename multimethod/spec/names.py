@@ -49,8 +49,29 @@ def wrappers() -> frozenset[str]:
     return frozenset(path.stem for path in files if not path.stem.startswith("_"))
 
 
+def wrong_weights(name: str, folder: Path) -> str | None:
+    """Why this is no safetensors file beside the spec, or None. Only its first bytes are read: the
+    length of the header, and how that begins."""
+    if message := wrong_file(name, folder):
+        return message
+    try:
+        with (folder / name).open("rb") as file:
+            begins = file.read(9)
+    except OSError as error:
+        return f"{name!r} cannot be read: {error.strerror}"
+    if begins[8:] == b"{":
+        return None
+    message = f"expected a safetensors file, and {name!r} is "
+    if begins[:2] in (b"PK", b"\x80\x02"):  # a zip archive, or a pickle
+        change = "safetensors.torch.save_file(torch.load(…), …) makes one of it"
+        return f"{message}what torch.save writes; {change}"
+    return f"{message}something else"
+
+
 def wrong_file(name: str, folder: Path) -> str | None:
     """Why there is no such file beside the spec, or None."""
+    if not name:
+        return "expected the name of a file, got the empty text"
     try:
         if (folder / name).is_file():
             return None

@@ -18,7 +18,7 @@ from mmpack.multimethod.spec.flow_rules import check_flows
 from mmpack.multimethod.spec.input_rules import LARGEST, check_inputs
 from mmpack.multimethod.spec.method_rules import check_methods
 from mmpack.multimethod.spec.mistakes import Finding, Findings, unknown
-from mmpack.multimethod.spec.names import wrong_factory, wrong_file
+from mmpack.multimethod.spec.names import wrong_factory, wrong_weights
 from mmpack.multimethod.spec.partial import Draft
 from mmpack.multimethod.spec.structure import structure
 
@@ -55,7 +55,7 @@ def _model(draft: Draft, folder: Path) -> Findings:
     for name in model.args:
         if not name.isidentifier():
             yield Finding(("model", "args", name), "no argument can be called that", at_key=True)
-    if model.weights is not None and (message := wrong_file(model.weights, folder)):
+    if model.weights is not None and (message := wrong_weights(model.weights, folder)):
         yield Finding(("model", "weights"), message)
 
 

@@ -1,0 +1,58 @@
+"""How much memory values take, and how much there is.
+
+Asked before tensors are made, since a machine that runs out of memory kills more than the build.
+What is certain is counted, the values themselves. A module needs more than that, so no more than
+half of what is available may go to them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from mmpack.multimethod.signature import DTYPES, ValueSpec
+
+
+def bytes_of(values: Iterable[ValueSpec], sizes: Mapping[str, int]) -> int:
+    """Bytes of some values, their dims set to `sizes`. A size that is not known counts as one."""
+    total = 0
+    for value in values:
+        shape = (sizes.get(s, 1) if isinstance(s, str) else s for s in value.shape or ())
+        total += math.prod(shape) * DTYPES.get(value.dtype, 8)
+    return total
+
+
+def too_much(needed: int) -> str | None:
+    """If there is no room for so many bytes: "12.80 GB, more than half of the 20.88 GB that are
+    free here"."""
+    available = available_memory()
+    if available is None or needed <= available // 2:
+        return None
+    there = f"{available / 1e9:,.2f} GB that are free here"
+    return f"{needed / 1e9:,.2f} GB, more than half of the {there}"
+
+
+def available_memory() -> int | None:
+    """Bytes that this process can still be given; None where that cannot be told."""
+    return min((n for n in (_of_machine(), _of_group()) if n is not None), default=None)
+
+
+def _of_machine() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if name == "MemAvailable":
+                return int(rest.split()[0]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
+
+
+def _of_group() -> int | None:
+    """A container's limit (cgroup 2). What of it is used is not subtracted: most of that is the
+    cache of files, which gives way."""
+    try:
+        return int(Path("/sys/fs/cgroup/memory.max").read_text())
+    except (OSError, ValueError):  # no such group, or "max"
+        return None
