@@ -116,18 +116,21 @@ methods:
     )
     assert isinstance(error, ModelError)
     assert lines_of(message) == [2, *range(6, 17)]
+    source = (project.folder / "model.py").read_text().splitlines()
+    at = {text.strip(): number for number, text in enumerate(source, 1)}
+    too_often, no_help = 'raise ValueError("too often")', 'raise RuntimeError("no help")'
     for said in (
         "'head.weight' has shape [3, 5], the model wants [3, 4]\n  missing key 'head.bias'",
         "methods.a.module: the model has no module 'part.0'; did you mean 'parts.0'",
         "methods.b.call: Part has no method 'forwrd'; did you mean 'forward'",
         "methods.c.inputs: Part.forward takes no input 'xx'; did you mean 'x'?",
         "methods.d.inputs: running it on x float32[2, 5] failed: RuntimeError: mat1 and mat2",
-        "  at model.py:11, in forward: return self.linear(x)\n    9 |",
+        f"  at model.py:{at['return self.linear(x)']}, in forward: return self.linear(x)\n    9 |",
         "methods.e.outputs: the spec names one output (a), the module returns 2 of shapes [2, 4]",
         "methods.f.wrapper: making model.py:Wrapper of 'parts.0' with {'times': 3} failed: "
-        "ValueError: too often\n  at model.py:31, in __init__: raise ValueError",
+        f"ValueError: too often\n  at model.py:{at[too_often]}, in __init__: ",
         "methods.g.inputs: running it on x float32[2, 4] failed: RuntimeError: no help\n"
-        "  at model.py:37, in helper: raise RuntimeError",
+        f"  at model.py:{at[no_help]}, in helper: raise RuntimeError",
         "methods.h: the module puts another tensor in the place of buffer 'rows'",
         "methods.i: the module changes its input 'x' in place",
         "methods.j.{i}.module: the model has no module 'parts.2'",
@@ -291,7 +294,7 @@ def test_memory_is_that_of_the_machine() -> None:
     [
         (None, "expected the name of a file, got the empty text"),
         (b"nothing of the kind", "expected a safetensors file, and 'w.bin' is something else"),
-        (b"", "expected a safetensors file, and 'w.bin' is something else"),
+        (b"", "expected a safetensors file, and 'w.bin' is empty"),
         (
             b"PK\3\4 what torch.save writes",
             "expected a safetensors file, and 'w.bin' is what torch",

@@ -1,8 +1,9 @@
 """A unit's content as one hash: equal hashes mean that compiling again would give the same object.
 
 What goes in: the code that the module's classes can reach, every attribute of every submodule,
-every weight, the inputs and dims, the target, and the versions of mmpack, torch, executorch and
-Python. Nothing of it needs torch.export, so a build in which nothing changed exports nothing.
+every weight, the inputs and dims, the target, the versions of Python and of the packages that
+export and compile, and mmpack's own files that do. Nothing of it needs torch.export, so a build
+in which nothing changed exports nothing.
 """
 
 from __future__ import annotations
@@ -20,24 +21,27 @@ import torch
 from torch import nn
 
 from mmpack.multimethod.compile.describe import Describer
-from mmpack.multimethod.compile.sources import hash_file, reachable
+from mmpack.multimethod.compile.sources import PACKAGES, hash_file, reachable
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.versions import installed
 
 OWN_CODE = (
     "signature.py",
     "samples.py",
+    "compile/buffers.py",
     "compile/dims.py",
     "compile/export.py",
     "compile/guards.py",
     "compile/lower.py",
     "compile/objects.py",
+    "compile/rehearse.py",
     "compile/state.py",
     "compile/unit.py",
     "compile/unused.py",
     "targets/*.py",
 )
-"""The files of mmpack that decide what an object and its facts look like."""
+"""The files of mmpack that decide what an object and its facts look like. A test holds them
+against what exporting and lowering import."""
 
 
 class Fingerprints:
@@ -95,7 +99,7 @@ def _versions() -> dict[str, Any]:
     own = [path for pattern in OWN_CODE for path in sorted(here.glob(pattern))]
     return {
         "python": list(sys.version_info[:2]),
+        "packages": {name: installed(name) for name in PACKAGES},
         "torch": torch.__version__,
-        "executorch": installed("executorch"),
         "mmpack": [[path.name, hash_file(path)] for path in own],
     }

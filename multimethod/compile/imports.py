@@ -3,6 +3,11 @@
 One process may build several specs. Two folders may both hold a `layers.py`, and a file may be
 edited between two builds, so what was imported from a spec's folder is forgotten when another
 folder's turn comes, or when one of its files has changed.
+
+`sys.path` and `sys.modules` belong to the whole process, so the user's Python runs for one thread
+at a time. Builds of specs in *different* folders should not run at once in one process all the
+same: each would forget what the other imported, and a module of a folder that is imported only
+later would be made a second time. Give each a process of its own.
 """
 
 from __future__ import annotations
@@ -12,8 +17,9 @@ import importlib
 import importlib.util
 import re
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -21,23 +27,28 @@ _PREFIX = "_mmpack_"
 _imported: dict[str, tuple[Path, Path, str]] = {}
 """Name of a module imported from a spec's folder -> the folder, its file, its content's hash."""
 
+_turn = threading.RLock()
+
 
 @contextmanager
 def importable(folder: Path) -> Iterator[None]:
-    """In the block, a user's file may import its neighbours, as it could when run as a script."""
+    """In the block, a user's file may import its neighbours, as it could when run as a script.
+    Another thread waits until the block ends."""
     folder = folder.resolve()
-    _forget_others(folder)
-    before = set(sys.modules)
-    sys.path.insert(0, str(folder))
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-        for name in sys.modules.keys() - before:
-            file = _file(sys.modules[name])
-            if file is not None and _came_from(folder, name, file):
-                _imported[name] = (folder, file, _hash(file))
+    with _turn:
+        _forget_others(folder)
+        before = set(sys.modules)
+        sys.path.insert(0, str(folder))
+        importlib.invalidate_caches()
+        try:
+            yield
+        finally:
+            with suppress(ValueError):  # the user's code took it out
+                sys.path.remove(str(folder))
+            for name in set(sys.modules) - before:
+                file = _file(sys.modules[name])
+                if file is not None and _came_from(folder, name, file):
+                    _imported[name] = (folder, file, _hash(file))
 
 
 def module_of_file(path: Path) -> ModuleType:

@@ -1,7 +1,7 @@
 """The code that some classes can reach: a hash for every Python file behind it.
 
 Their own files, and what these import. Of installed packages only the modules of the same
-package are followed; Python's own library, torch and executorch are known by their versions.
+package are followed; Python's own library and some packages are known by their versions.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from attrs import frozen
 
 from mmpack.multimethod.compile.describe import Describer
 from mmpack.multimethod.compile.imports import plain_name
+
+PACKAGES = ("torch", "executorch", "numpy", "sympy")
+"""Not looked into: a fingerprint holds their versions."""
 
 
 @frozen
@@ -127,7 +130,7 @@ def _neighbour(source: _Source, name: str) -> _Source | None:
 
 def _is_foundation(name: str, path: str) -> bool:
     """Python's own library, and packages whose version is hashed instead."""
-    if name.partition(".")[0] in ("torch", "executorch", "numpy", "sympy"):
+    if name.partition(".")[0] in PACKAGES:
         return True
     if name.startswith("mmpack.multimethod"):
         return True  # see fingerprint.OWN_CODE

@@ -65,7 +65,7 @@ def wrong_weights(name: str, folder: Path) -> str | None:
     if begins[:2] in (b"PK", b"\x80\x02"):  # a zip archive, or a pickle
         change = "safetensors.torch.save_file(torch.load(…), …) makes one of it"
         return f"{message}what torch.save writes; {change}"
-    return f"{message}something else"
+    return f"{message}{'something else' if begins else 'empty'}"
 
 
 def wrong_file(name: str, folder: Path) -> str | None:

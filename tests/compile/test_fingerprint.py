@@ -7,11 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from mmpack.multimethod.compile import fingerprint, sources
 from mmpack.multimethod.compile.fingerprint import Fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.unit import make_units
@@ -275,3 +277,71 @@ def test_modules_that_refer_to_each_other_are_described(made: Any) -> None:
         model.loose.append(model)
 
     assert prints(made, tangle) == prints(made, tangle)
+
+
+NOT_IN_OBJECTS = {
+    # What they make is hashed itself: modules, tensors, inputs, dims, options, the spec's words.
+    "compile/capture.py",
+    "compile/model.py",
+    "compile/parameters.py",
+    "spec/*.py",
+    # They find, hash, store and carry; what they carry is made elsewhere.
+    "compile/cache.py",
+    "compile/describe.py",
+    "compile/fingerprint.py",
+    "compile/imports.py",
+    "compile/pool.py",
+    "compile/process.py",
+    "compile/sources.py",
+    "compile/worker.py",
+    "plain.py",
+    "scratch.py",
+    # They only refuse, or tell.
+    "collect.py",
+    "compile/users_code.py",
+    "compile/watch.py",
+    "errors.py",
+    "memory.py",
+    "progress.py",
+    "versions.py",
+}
+"""Files that exporting and lowering import, and that decide nothing of an object."""
+
+
+def test_every_file_that_decides_what_objects_look_like_is_hashed() -> None:
+    script = (
+        "import sys\n"
+        "import mmpack.multimethod.compile.objects, mmpack.multimethod.compile.worker\n"
+        "import mmpack.multimethod.compile.lower, mmpack.multimethod.targets\n"
+        "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('mmpack.')))\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    home = Path(fingerprint.__file__).parents[1]
+    imported = {Path(file).relative_to(home) for file in run.stdout.splitlines()[-1].split()}
+    code = {file for file in imported if file.name != "__init__.py"}
+    assert Path("compile/export.py") in code
+    known = [*fingerprint.OWN_CODE, *NOT_IN_OBJECTS]
+    assert {
+        str(file) for file in code if not any(file.match(pattern) for pattern in known)
+    } == set()
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    home = Path(fingerprint.__file__).parents[1]
+    for pattern in (*fingerprint.OWN_CODE, *NOT_IN_OBJECTS):
+        assert list(home.glob(pattern)), pattern
+
+
+@pytest.mark.parametrize("package", sources.PACKAGES)
+def test_packages_that_are_not_looked_into_are_known_by_their_versions(
+    made: Any, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = prints(made)
+    here = fingerprint.installed
+    monkeypatch.setattr(
+        fingerprint, "installed", lambda name: "0.0.1" if name == package else here(name)
+    )
+    fingerprint._versions.cache_clear()
+    after = prints(made)
+    fingerprint._versions.cache_clear()
+    assert changed(before, after) == set(before)

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from mmpack.multimethod.errors import ModelError
+from mmpack.multimethod.errors import ModelError, SpecError
 
 ONE = """
 methods:
@@ -169,11 +169,17 @@ class TestWeights:
         assert all(text in message for text in says), message
         assert "model.weights" in message
 
-    @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 64, None])
-    def test_a_damaged_file_is_refused(self, weighed: Any, content: bytes | None) -> None:
+    def test_a_damaged_file_is_refused(self, weighed: Any) -> None:
         path = weighed.folder / "w.safetensors"
-        path.write_bytes(path.read_bytes()[:-4] if content is None else content)
+        path.write_bytes(path.read_bytes()[:-4])
         assert "cannot be read" in refused(weighed)
+
+    @pytest.mark.parametrize("content", [b"", b"nonsense", b"\xff" * 64])
+    def test_what_is_no_safetensors_file_is_refused(self, weighed: Any, content: bytes) -> None:
+        (weighed.folder / "w.safetensors").write_bytes(content)
+        says = "is empty" if not content else "is something else"
+        with pytest.raises(SpecError, match=rf"model\.weights: expected a safetensors .* {says}"):
+            weighed.load_model()
 
     def test_tied_weights_need_one_name_only(self, project: Any) -> None:
         project.model(
