@@ -6,6 +6,7 @@
     SomeClass, list[SomeClass] a table, a vector of tables
     tuple[Annotated[…], …]     a vector of numbers
     A | B | C                  a union of tables: two slots, the tag first, counted from 1
+    A | B | Skipped            a union that may have tags unknown here, whose tables are not read
 
 Each may be `| None`, which is what an absent string, vector, table or union is.
 """
@@ -27,7 +28,8 @@ from mmpack.multimethod.link.schema import Skipped, Span
 class Field:
     """One attribute of a table. kind: "number", "string", "bytes", "span", "table", "union",
     "numbers", "tables" or "skipped". slot: its first slot. code, size: struct format and bytes of
-    a number or of a vector's element. classes: the table, or the tables of a union."""
+    a number or of a vector's element. classes: the table, or the tables of a union. open: whether
+    the union may have other tags."""
 
     name: str
     kind: str
@@ -36,6 +38,7 @@ class Field:
     code: str = "I"
     size: int = 4
     classes: tuple[type, ...] = ()
+    open: bool = False
 
     @property
     def slots(self) -> int:
@@ -63,7 +66,8 @@ def _field(name: str, hint: object, slot: int, default: object) -> Field:
     if Span in options:
         return Field(name, "span", slot, default, "B", 1)
     if len(options) > 1:
-        return Field(name, "union", slot, default, classes=options)
+        known = tuple(o for o in options if o is not Skipped)
+        return Field(name, "union", slot, default, classes=known, open=known != options)
     (only,) = options
     origin, args = typing.get_origin(only), typing.get_args(only)
     if origin is typing.Annotated:

@@ -178,6 +178,8 @@ class _Reader:
                 arguments[argument] = self.readers[field.kind](target, field)
             elif 0 < read[tag] <= len(field.classes):
                 arguments[argument] = self.table(field.classes[read[tag] - 1], target)
+            elif field.open and read[tag]:
+                arguments[argument] = _SKIPPED
             else:
                 self.fail(at, f"{table.__name__}.{field.name}: unknown union tag {read[tag]}")
         return table(*arguments)

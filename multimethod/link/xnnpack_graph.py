@@ -8,34 +8,33 @@ arguments as XNNPACK computes them, by the rules of `xnnpack_shapes.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
 import attrs
-from attrs import evolve
+from attrs import evolve, frozen
 
 from mmpack.multimethod.errors import FormatError
 from mmpack.multimethod.link import xnnpack_nodes as n
 from mmpack.multimethod.link import xnnpack_union as u
 from mmpack.multimethod.link.check_calls import is_constant
-from mmpack.multimethod.link.schema import ELEMENT_SIZES, Dynamism, Tensor
+from mmpack.multimethod.link.schema import ELEMENT_SIZES, Dynamism, Skipped, Tensor
+from mmpack.multimethod.link.xnnpack_datatypes import PLAIN, check_datatypes
 from mmpack.multimethod.link.xnnpack_schema import BITS, INVALID_ID, Datatype, Graph
-from mmpack.multimethod.link.xnnpack_shapes import FLAGS, RULES
+from mmpack.multimethod.link.xnnpack_shapes import allowed_flags, rule_of
 from mmpack.multimethod.link.xnnpack_values import (
     INPUT,
     MAX_BYTES,
     MAX_RANK,
     OUTPUT,
+    Dims,
     Value,
     read_values,
 )
 
-FLOATS = (Datatype.fp32, Datatype.fp16, Datatype.bf16)
-PLAIN = (*FLOATS, Datatype.qint8, Datatype.quint8, Datatype.int32)
-"""Datatypes that nodes may compute with. The others are for weights, and what goes with them."""
-
-WEIGHTED = (n.FullyConnected, n.Convolution, u.BatchMatrixMultiply)
-"""Nodes with datatypes of their own, which XNNPACK checks, but for the input's."""
+Nodes = Sequence[u.Node | Skipped | None]
+Values = dict[int, Value]
+"""By the ids that nodes refer to them with."""
 
 WEIGHTS = ("filter_id", "bias_id")
 
@@ -51,14 +50,14 @@ def check_graph(graph: Graph, rooms: Sequence[int], calls: Sequence[Sequence[obj
     """
     if graph.xnodes is None or graph.xvalues is None:
         raise FormatError("has no nodes or no values")
+    nodes = [stored.xnode_union for stored in graph.xnodes]
     values = read_values(graph, rooms)
-    for arguments in calls:
-        _run(graph, _given(values, arguments))
-    if not calls:
-        _run(graph, dict(values))
+    _check_weights(nodes, values)
+    for given in [_given(values, arguments) for arguments in calls] or [dict(values)]:
+        _walk(nodes, given)
 
 
-def _given(values: dict[int, Value], arguments: Sequence[object]) -> dict[int, Value]:
+def _given(values: Values, arguments: Sequence[object]) -> Values:
     """The values as a call makes them: with the dims of its arguments."""
     made = dict(values)
     for identity, value in values.items():
@@ -85,27 +84,9 @@ def _given(values: dict[int, Value], arguments: Sequence[object]) -> dict[int, V
     return made
 
 
-def _run(graph: Graph, values: dict[int, Value]) -> None:
-    _check_weights(graph, values)
-    known = {i for i, value in values.items() if value.static or value.flags & INPUT}
-    for number, stored in enumerate(graph.xnodes or ()):
-        node = stored.xnode_union
-        if isinstance(node, n.ScaledDotProductAttention):
-            return  # the runtime has none, and refuses the graph
-        try:
-            _node(node, values, known)
-        except FormatError as error:
-            name = type(node).__name__
-            raise FormatError(f"node {number}, {name}: {error}") from None
-    for identity, value in values.items():
-        if value.flags & OUTPUT and identity not in known:
-            raise FormatError(f"external value {value.external} is never written")
-
-
-def _check_weights(graph: Graph, values: dict[int, Value]) -> None:
+def _check_weights(nodes: Nodes, values: Values) -> None:
     """ExecuTorch frees filters and biases once XNNPACK has packed them, whoever else reads them."""
     packed: dict[int, int] = {}
-    nodes = [stored.xnode_union for stored in graph.xnodes or ()]
     for number, node in enumerate(nodes):
         if isinstance(node, n.FullyConnected | n.Convolution):
             packed |= dict.fromkeys((node.filter_id, node.bias_id), number)
@@ -113,7 +94,9 @@ def _check_weights(graph: Graph, values: dict[int, Value]) -> None:
             if len(kinds) > 1:
                 raise FormatError(f"node {number}: its filter is a constant, or its bias, not both")
     for number, node in enumerate(nodes):
-        for name in _ends(node)[0] if node is not None else ():
+        if node is None or isinstance(node, Skipped):
+            continue
+        for name in _ends(node).read:
             identity = getattr(node, name)
             if name in WEIGHTS or identity not in packed or identity not in values:
                 continue
@@ -124,85 +107,101 @@ def _check_weights(graph: Graph, values: dict[int, Value]) -> None:
                 )
 
 
-def _node(node: u.Node | None, values: dict[int, Value], known: set[int]) -> None:
-    if node is None:
-        raise FormatError("is missing")
-    if node.flags & ~FLAGS.get(type(node), 0):
-        raise FormatError(f"flags {node.flags}")
-    reads, writes = _ends(node)
+def _walk(nodes: Nodes, values: Values) -> None:
+    """Follows the values through the nodes, in their order; fills in what each node makes."""
+    known = {i for i, value in values.items() if value.static or value.flags & INPUT}
+    computable = True
+    for number, node in enumerate(nodes):
+        if isinstance(node, Skipped):
+            return  # of a newer schema; a runtime that does not know it refuses the graph
+        try:
+            if node is None:
+                raise FormatError("is missing")
+            inputs, outputs = _read(node, values, known), _written(node, values, known)
+            # What a node without a rule makes is not known, nor what is made of that.
+            computable = computable and rule_of(node) is not None
+            if computable:
+                _compute(node, inputs, outputs, values)
+            known.update(outputs)
+        except FormatError as error:
+            name = type(node).__name__
+            raise FormatError(f"node {number}, {name}: {error}") from None
+    for identity, value in values.items():
+        if value.flags & OUTPUT and identity not in known:
+            raise FormatError(f"external value {value.external} is never written")
+
+
+def _read(node: u.Node, values: Values, known: Collection[int]) -> list[Value]:
     inputs = []
-    for name in reads:
+    for name in _ends(node).read:
         identity = getattr(node, name)
         if identity == INVALID_ID and name == "bias_id":
             continue
         if identity not in values or identity not in known:
             raise FormatError(f"{name} {identity}: no value, or none that is written before")
         inputs.append(values[identity])
-    outputs = [getattr(node, name) for name in writes]
-    for identity in outputs:
-        if identity not in values or identity in known:
-            raise FormatError(f"output {identity}: no value, or one that is written already")
-        known.add(identity)
-    _datatypes(node, inputs, [values[identity] for identity in outputs])
-    rule = RULES.get(type(node)) or RULES[type(node).__mro__[1]]
-    dims = rule(node, inputs)
-    dynamic = any(value.dynamic for value in inputs)
-    for identity in outputs:
-        declared = values[identity]
-        made = evolve(declared, dims=dims, dynamic=dynamic)
-        if made.nbytes > MAX_BYTES:
-            raise FormatError(f"makes dims {list(dims)}, at most {MAX_BYTES} bytes are believed")
-        if declared.nbytes > max(made.nbytes, WASTE):
-            raise FormatError(f"makes dims {list(dims)}, not {list(declared.dims)}")
-        if made.nonbatch > len(dims):
-            raise FormatError(f"{made.nonbatch} of {len(dims)} dims share a scale")
-        fixed = declared.flags & OUTPUT and not dynamic and not declared.dynamic
-        if fixed and declared.dims != dims:
-            raise FormatError(
-                f"makes dims {list(dims)} of external value {declared.external}, which the call "
-                f"gives {list(declared.dims)}"
-            )
-        values[identity] = made
+    return inputs
 
 
-def _ends(node: u.Node) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _written(node: u.Node, values: Values, known: Collection[int]) -> list[int]:
+    outputs: list[int] = []
+    for name in _ends(node).written:
+        identity = getattr(node, name)
+        if identity not in values or identity in known or identity in outputs:
+            raise FormatError(f"{name} {identity}: no value, or one that is written already")
+        outputs.append(identity)
+    return outputs
+
+
+@frozen
+class Ends:
     """The fields of a node that name the values that it reads, and those that it writes."""
+
+    read: tuple[str, ...]
+    written: tuple[str, ...]
+
+
+def _ends(node: object) -> Ends:
     kind: type = type(node)
     return _ends_of(kind)
 
 
 @cache
-def _ends_of(kind: type) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _ends_of(kind: type) -> Ends:
     names = [field.name for field in attrs.fields(kind) if field.name.endswith("_id")]
     reads = [name for name in names if not name.startswith("output")]
     if issubclass(kind, n.Concatenate):
         reads = reads[: int(kind.__name__.removeprefix("Concatenate"))]
-    return tuple(reads), tuple(name for name in names if name.startswith("output"))
+    return Ends(tuple(reads), tuple(name for name in names if name.startswith("output")))
 
 
-def _datatypes(node: object, inputs: Sequence[Value], outputs: Sequence[Value]) -> None:
-    for value in _wrong_datatypes(node, inputs, outputs):
-        name = Datatype(value.datatype).name
-        raise FormatError(f"value {value.number} is {name}, which does not go with the others")
+def _compute(node: u.Node, inputs: list[Value], outputs: Iterable[int], values: Values) -> None:
+    allowed = allowed_flags(node)
+    if node.flags & ~allowed:
+        raise FormatError(f"flags {node.flags:#x}, expected none but {allowed:#x}")
+    check_datatypes(node, inputs, [values[identity] for identity in outputs])
+    rule = rule_of(node)
+    assert rule is not None
+    dims = rule(node, inputs)
+    dynamic = any(value.dynamic for value in inputs)
+    for identity in outputs:
+        made = evolve(values[identity], dims=dims, dynamic=dynamic)
+        _check_room(values[identity], made)
+        values[identity] = made
 
 
-def _wrong_datatypes(
-    node: object, inputs: Sequence[Value], outputs: Sequence[Value]
-) -> Iterator[Value]:
-    first = inputs[0]
-    if isinstance(node, WEIGHTED):
-        if first.datatype not in (*PLAIN, Datatype.qdint8):
-            yield first
-    elif isinstance(node, u.Convert):
-        if first.datatype not in PLAIN:
-            yield first
-        if outputs[0].datatype == Datatype.qdint8 and first.datatype not in FLOATS:
-            yield outputs[0]
-    else:
-        rest = [] if isinstance(node, n.ArgMaxPooling2d) else outputs
-        for value in (*inputs, *outputs[:1], *rest):
-            if value.datatype not in PLAIN or value.datatype != first.datatype:
-                yield value
-    for value in outputs:
-        if value.datatype not in (*PLAIN, *((Datatype.qdint8,) * isinstance(node, u.Convert))):
-            yield value
+def _check_room(declared: Value, made: Value) -> None:
+    """That what a node makes fits what the graph, or the call, has declared for it."""
+    dims: Dims = made.dims
+    if made.nbytes > MAX_BYTES:
+        raise FormatError(f"makes dims {list(dims)}, at most {MAX_BYTES} bytes are believed")
+    if declared.nbytes > max(made.nbytes, WASTE):
+        raise FormatError(f"makes dims {list(dims)}, not {list(declared.dims)}")
+    if made.nonbatch > len(dims):
+        raise FormatError(f"{made.nonbatch} of {len(dims)} dims share a scale")
+    fixed = declared.flags & OUTPUT and not made.dynamic and not declared.dynamic
+    if fixed and declared.dims != dims:
+        raise FormatError(
+            f"makes dims {list(dims)} of external value {declared.external}, which the call "
+            f"gives {list(declared.dims)}"
+        )

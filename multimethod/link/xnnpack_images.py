@@ -39,7 +39,10 @@ def transposed_convolution(node: n.Convolution, inputs: Inputs) -> Dims:
     if node.adjustment_height >= max(node.subsampling_height, node.dilation_height) or (
         node.adjustment_width >= max(node.subsampling_width, node.dilation_width)
     ):
-        raise FormatError(f"adjustments {node.adjustment_height}, {node.adjustment_width}")
+        raise FormatError(
+            f"adjustments {node.adjustment_height}, {node.adjustment_width}, expected less than "
+            f"the strides or dilations"
+        )
     _, height, width, _ = inputs[0].dims
     rows = _spread(
         node.subsampling_height * (height - 1) + node.adjustment_height,
@@ -73,7 +76,8 @@ def global_pooling(node: n.Node1x1, inputs: Inputs) -> Dims:
 
 def check_rank(value: Value, least: int, most: int) -> None:
     if not least <= len(value.dims) <= most:
-        raise FormatError(f"value {value.number} has {len(value.dims)} dims")
+        expected = least if least == most else f"{least} to {most}"
+        raise FormatError(f"value {value.number} has {len(value.dims)} dims, expected {expected}")
 
 
 def check_channels(value: Value, expected: int) -> None:
@@ -87,8 +91,14 @@ def check_image(value: Value, channels: int | None = None) -> None:
     check_rank(value, 4, 4)
     if channels is not None:
         check_channels(value, channels)
+    check_elements(value)
+
+
+def check_elements(value: Value) -> None:
     if not value.elements:
-        raise FormatError(f"value {value.number} has dims {list(value.dims)}")
+        raise FormatError(
+            f"value {value.number} has dims {list(value.dims)}, expected none that is 0"
+        )
 
 
 def _kernel(node: n.Convolution) -> tuple[int, int]:
@@ -96,9 +106,9 @@ def _kernel(node: n.Convolution) -> tuple[int, int]:
     for name in ("kernel", "subsampling", "dilation"):
         for side in ("height", "width"):
             if not getattr(node, f"{name}_{side}"):
-                raise FormatError(f"{name} {side} is 0")
+                raise FormatError(f"{name} {side} is 0, expected at least 1")
     if not (node.groups and node.group_input_channels and node.group_output_channels):
-        raise FormatError("groups, or their channels, are 0")
+        raise FormatError("groups, or their channels, are 0, expected at least 1")
     return node.kernel_height, node.kernel_width
 
 
@@ -108,8 +118,7 @@ def _filter(value: Value, expected: Dims) -> None:
 
 
 def check_weights(value: Value, made: int) -> None:
-    if not value.elements:
-        raise FormatError(f"value {value.number} has dims {list(value.dims)}")
+    check_elements(value)
     if value.scales and value.scales < made:
         raise FormatError(f"value {value.number} has {value.scales} scales, expected {made}")
 
@@ -150,11 +159,13 @@ def _pooled(
     check_image(value)
     sides = (node.pooling_height, node.pooling_width)
     if not all((*sides, *dilations, *strides)):
-        raise FormatError(f"windows {sides}, dilations {dilations}, strides {strides}")
+        raise FormatError(
+            f"windows {sides}, dilations {dilations}, strides {strides}, expected none that is 0"
+        )
     reach = [(side - 1) * dilation + 1 for side, dilation in zip(sides, dilations, strict=True)]
     paddings = (node.padding_top, node.padding_bottom, node.padding_left, node.padding_right)
     if max(paddings[:2]) >= reach[0] > 1 or max(paddings[2:]) >= reach[1] > 1:
-        raise FormatError(f"paddings {paddings} of a window of {reach}")
+        raise FormatError(f"paddings {paddings}, expected less than the window, {reach}")
     rows = _window(value.dims[1] + sum(paddings[:2]), reach[0], strides[0])
     columns = _window(value.dims[2] + sum(paddings[2:]), reach[1], strides[1])
     return value.dims[0], rows, columns, value.dims[3]
@@ -170,5 +181,5 @@ def _spread(size: int, reach: int, padding: int) -> int:
 def _window(size: int, reach: int, stride: int) -> int:
     """How often a window of `reach` fits, `stride` apart."""
     if reach > size:
-        raise FormatError(f"a window of {reach} on {size}")
+        raise FormatError(f"a window of {reach} on {size}, expected at most {size}")
     return (size - reach) // stride + 1

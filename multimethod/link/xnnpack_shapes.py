@@ -31,6 +31,8 @@ from mmpack.multimethod.link.xnnpack_images import (
 )
 from mmpack.multimethod.link.xnnpack_values import Dims, Inputs
 
+Rule = Callable[[Any, Inputs], Dims]
+
 TRANSPOSE, ALIGN_CORNERS = 1, 8
 FLAGS: dict[type, int] = {
     u.AvgPooling2d: KEEP_DIMS,
@@ -78,7 +80,7 @@ def batch_matrix_multiply(node: n.Node2x1, inputs: Inputs) -> Dims:
 def concatenate(node: n.Concatenate, inputs: Inputs) -> Dims:
     first, axis = list(inputs[0].dims), node.axis
     if axis >= len(first):
-        raise FormatError(f"axis {axis} of {len(first)} dims")
+        raise FormatError(f"axis {axis}, expected one of {len(first)} dims")
     for value in inputs[1:]:
         check_rank(value, len(first), len(first))
         for dim, (a, b) in enumerate(zip(inputs[0].dims, value.dims, strict=True)):
@@ -105,7 +107,7 @@ def fully_connected(node: n.FullyConnected, inputs: Inputs) -> Dims:
 def resize(node: n.StaticResizeBilinear2D, inputs: Inputs) -> Dims:
     check_image(inputs[0])
     if not node.new_height or not node.new_width:
-        raise FormatError(f"to {node.new_height} x {node.new_width}")
+        raise FormatError(f"to {node.new_height} x {node.new_width}, expected none that is 0")
     batch, _, _, channels = inputs[0].dims
     return batch, node.new_height, node.new_width, channels
 
@@ -120,19 +122,19 @@ def transpose(node: n.StaticTranspose, inputs: Inputs) -> Dims:
 def pad(node: n.StaticConstantPad, inputs: Inputs) -> Dims:
     dims, before, after = inputs[0].dims, node.pre_paddings or (), node.post_paddings or ()
     if len(before) != len(dims) or len(after) != len(dims):
-        raise FormatError(f"paddings {list(before)}, {list(after)} of {len(dims)} dims")
+        raise FormatError(f"paddings {list(before)}, {list(after)}, expected {len(dims)} each")
     return tuple(size + a + b for size, a, b in zip(dims, before, after, strict=True))
 
 
 def reshape(node: n.StaticReshape, inputs: Inputs) -> Dims:
-    """A 0 in the new shape is what is left over."""
+    """A 0 in the new shape is what is left over; of an upper bound it may be a fraction."""
     shape, elements = list(node.new_shape or ()), inputs[0].elements
     if len(shape) > 6 or shape.count(0) > 1:
-        raise FormatError(f"to {shape}")
+        raise FormatError(f"to {shape}, expected at most 6 dims and one 0")
     rest = math.prod(size or 1 for size in shape)
     if 0 in shape:
-        shape[shape.index(0)] = elements // rest
-    if math.prod(shape) != elements:
+        shape[shape.index(0)] = -(-elements // rest)
+    if math.prod(shape) != elements and not inputs[0].dynamic:
         raise FormatError(f"dims {list(inputs[0].dims)} to {list(node.new_shape or ())}")
     return tuple(shape)
 
@@ -140,14 +142,16 @@ def reshape(node: n.StaticReshape, inputs: Inputs) -> Dims:
 def cut(node: n.StaticSlice, inputs: Inputs) -> Dims:
     dims, offsets, sizes = inputs[0].dims, node.offsets or (), node.sizes or ()
     if len(offsets) != len(dims) or len(sizes) != len(dims):
-        raise FormatError(f"offsets {list(offsets)}, sizes {list(sizes)} of {len(dims)} dims")
+        raise FormatError(
+            f"offsets {list(offsets)}, sizes {list(sizes)}, expected {len(dims)} each"
+        )
     for size, offset, wanted in zip(dims, offsets, sizes, strict=True):
         if not wanted or offset + wanted > size:
-            raise FormatError(f"{wanted} from {offset} of {size}")
+            raise FormatError(f"takes {wanted} from {offset} of a dim of {size}")
     return sizes
 
 
-RULES: dict[type, Callable[[Any, Inputs], Dims]] = {
+RULES: dict[type, Rule] = {
     n.Node1x1: same,
     n.LeakyReLU: same,
     n.ELU: same,
@@ -169,6 +173,15 @@ RULES: dict[type, Callable[[Any, Inputs], Dims]] = {
     u.ConvTranspose2d: transposed_convolution,
 }
 """By the node's class, or by that of its table."""
+
+
+def rule_of(node: object) -> Rule | None:
+    """The rule for a node; None for one that the runtime does not have, as it refuses the graph."""
+    return next((RULES[table] for table in type(node).__mro__ if table in RULES), None)
+
+
+def allowed_flags(node: object) -> int:
+    return FLAGS.get(type(node), 0)
 
 
 def _padded(dims: Dims, rank: int) -> Dims:

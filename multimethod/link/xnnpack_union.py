@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from attrs import define
 
-from mmpack.multimethod.link.schema import F32, U32
+from mmpack.multimethod.link.schema import F32, U32, Skipped
 from mmpack.multimethod.link.xnnpack_nodes import (
     ELU,
     ArgMaxPooling2d,
@@ -197,6 +197,8 @@ Node = (
 
 @define
 class XNode:
-    xnode_union: Node | None = None
+    """A node whose tag is not in this union, of a newer schema, is `Skipped`."""
+
+    xnode_union: Node | Skipped | None = None
     debug_handle: U32 = 0
     output_min_max: OutputMinMax | None = None

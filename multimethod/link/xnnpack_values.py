@@ -92,7 +92,7 @@ def read_values(graph: Graph, rooms: Sequence[int]) -> dict[int, Value]:
         try:
             identity, value = _value(number, stored, rooms)
             if identity in values or identity == INVALID_ID:
-                raise FormatError(f"id {identity} is taken")
+                raise FormatError(f"id {identity} is another value's, or stands for no value")
             if value.external >= graph.num_externs or value.external in externals:
                 there = f"there are {graph.num_externs}"
                 raise FormatError(f"external id {value.external} is taken, or not there: {there}")
@@ -114,10 +114,11 @@ def _value(number: int, stored: XValue, rooms: Sequence[int]) -> tuple[int, Valu
         raise FormatError(f"has {len(dims)} dims, at most {MAX_RANK}")
     datatype = tensor.datatype
     if datatype not in BITS or datatype in PACKED:
-        raise FormatError(f"its datatype is {datatype}")
+        raise FormatError(f"its datatype is {datatype}, expected one that XNNPACK can be given")
     external = -1 if tensor.external_id == INVALID_ID else tensor.external_id
     if tensor.flags not in (0, INPUT, OUTPUT) or bool(tensor.flags) != (external >= 0):
-        raise FormatError(f"flags {tensor.flags} with external id {external}")
+        expected = "1 or 2, for input or output" if external >= 0 else "0"
+        raise FormatError(f"flags {tensor.flags} with external id {external}, expected {expected}")
     static = tensor.constant_buffer_idx != 0
     if static and external >= 0:
         raise FormatError("is a constant and external")
@@ -142,7 +143,7 @@ def _value(number: int, stored: XValue, rooms: Sequence[int]) -> tuple[int, Valu
 def _constant(tensor: TensorValue, value: Value, rooms: Sequence[int]) -> None:
     room = room_of(tensor.constant_buffer_idx, rooms)
     if not value.elements:
-        raise FormatError(f"is a constant with dims {list(value.dims)}")
+        raise FormatError(f"is a constant with dims {list(value.dims)}, expected none that is 0")
     if value.nbytes > room:
         raise FormatError(
             f"needs {value.nbytes} bytes of constant {tensor.constant_buffer_idx}, which has {room}"
@@ -170,7 +171,8 @@ def _quantization(
         PerTokenDynamicQuant: (Datatype.qdint8,),
     }[type(params)]
     if datatype not in allowed:
-        raise FormatError(f"{type(params).__name__} of datatype {datatype}")
+        names = " or ".join(kind.name for kind in allowed)
+        raise FormatError(f"{type(params).__name__} of datatype {datatype}, expected {names}")
     if isinstance(params, PerTokenDynamicQuant):
         if static or not 1 <= params.num_nonbatch_dims <= len(dims):
             raise FormatError(f"{params.num_nonbatch_dims} of {len(dims)} dims share a scale")

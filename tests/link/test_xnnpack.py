@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import executorch.backends.xnnpack.serialization as serialization
 import pytest
-from attrs import fields
+from attrs import define, fields
 
 from mmpack.multimethod.errors import FormatError
 from mmpack.multimethod.link import open_program
@@ -17,6 +17,8 @@ from mmpack.multimethod.link import xnnpack_nodes as n
 from mmpack.multimethod.link import xnnpack_schema as s
 from mmpack.multimethod.link import xnnpack_union as u
 from mmpack.multimethod.link.fields import fields_of
+from mmpack.multimethod.link.schema import U32
+from mmpack.multimethod.link.xnnpack_shapes import rule_of
 
 from .conftest import Stock
 from .mutate_xnnpack import Delegates
@@ -79,6 +81,45 @@ def test_datatypes_are_those_of_the_schema() -> None:
     }
 
 
+def attention(mask: int) -> n.ScaledDotProductAttention:
+    return n.ScaledDotProductAttention(0, 0, 0, 0, mask, output_id=3)
+
+
+def test_nodes_have_rules() -> None:
+    """All that the schema has but the one that ExecuTorch's runtime has not."""
+    without = [kind for kind in get_args(u.Node) if rule_of(kind()) is None]
+    assert without == [n.ScaledDotProductAttention]
+
+
+@define
+class Newer:
+    """A node that a newer exporter may write."""
+
+    input_id: U32 = 77
+    flags: U32 = 4
+
+
+@define
+class NewerXNode:
+    xnode_union: u.Node | Newer | None = None
+    debug_handle: U32 = 0
+
+
+@pytest.mark.parametrize("unknown", [attention(mask=0), Newer()])
+def test_unknown_nodes_pass(unknown: Any, tmp_path: Path, stock: Callable[[Path], Stock]) -> None:
+    """What such a node makes is not known here; the runtime refuses the graph, and lives."""
+    original, path = tmp_path / "original.pte", tmp_path / "x.pte"
+    original.write_bytes(exported("linear rows"))
+
+    def damage(graph: s.Graph) -> None:
+        graph.xnodes = [NewerXNode(unknown)]  # type: ignore[list-item]
+
+    Delegates(original).rewritten(path, 0, damage)
+    open_program(path).close()
+    with pytest.raises(RuntimeError):
+        stock(path).run("linear rows", ZOO["linear rows"].args)
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(z, marks=() if z in QUICK else pytest.mark.slow) for z in ZOO]
 )
@@ -122,7 +163,7 @@ WRONG: dict[str, tuple[str, Callable[[s.Graph], Any]]] = {
         "linear rows",
         lambda g: (put(value(g, 0), external_id=7), put(g, num_externs=8)),
     ),
-    "value 1: id 0 is taken": ("linear rows", lambda g: put(value(g, 1), id_out=0)),
+    "value 1: id 0 is another value's": ("linear rows", lambda g: put(value(g, 1), id_out=0)),
     "has 7 dims, at most 6": ("image", lambda g: put(value(g, 0), dims=(1,) * 7)),
     "value 0: its datatype is 13": ("linear rows", lambda g: put(value(g, 0), datatype=13)),
     "its datatype is qint8, without quantization": (
@@ -149,7 +190,7 @@ WRONG: dict[str, tuple[str, Callable[[s.Graph], Any]]] = {
         "linear rows",
         lambda g: put(node(g, n.FullyConnected), input1_id=3),
     ),
-    "node 0, FullyConnected: output 0: no value, or one that is written already": (
+    "node 0, FullyConnected: output_id 0: no value, or one that is written already": (
         "linear rows",
         lambda g: put(node(g, n.FullyConnected), output_id=0),
     ),
@@ -157,7 +198,7 @@ WRONG: dict[str, tuple[str, Callable[[s.Graph], Any]]] = {
         "linear rows",
         lambda g: put(node(g, n.FullyConnected), input1_id=1),
     ),
-    "node 0, FullyConnected: flags 2": (
+    "node 0, FullyConnected: flags 0x2, expected none but 0x1": (
         "linear rows",
         lambda g: put(node(g, n.FullyConnected), flags=2),
     ),
@@ -187,19 +228,27 @@ WRONG: dict[str, tuple[str, Callable[[s.Graph], Any]]] = {
         "image",
         lambda g: put(node(g, n.StaticTranspose), perm=(0, 3, 1, 1)),
     ),
-    "axis 4 of 4 dims": ("shapes", lambda g: put(node(g, u.Concatenate3), axis=4)),
-    "of 4 dims": ("shapes", lambda g: put(node(g, n.StaticConstantPad), pre_paddings=(1,))),
+    "axis 4, expected one of 4 dims": ("shapes", lambda g: put(node(g, u.Concatenate3), axis=4)),
+    "expected 4 each": ("shapes", lambda g: put(node(g, n.StaticConstantPad), pre_paddings=(1,))),
     "[1, 4, 8, 8] to [1, 4, 65]": (
         "shapes",
         lambda g: put(node(g, n.StaticReshape), new_shape=(1, 4, 65)),
     ),
-    "2 from 2 of 3": (
+    "takes 2 from 2 of a dim of 3": (
         "binary",
         lambda g: put(node(g, n.StaticSlice), offsets=(0, 2, 0), sizes=(2, 2, 4)),
     ),
     "do not fit": ("binary", lambda g: put(node(g, n.StaticTranspose), perm=(0, 1, 2))),
     "no nodes or no values": ("image", lambda g: put(g, xnodes=None)),
     "is never written": ("linear rows", lambda g: put(g, xnodes=[])),
+    "node 0, Abs: value 0 is fp32, expected fp16": (
+        "unary",
+        lambda g: put(value(g, 1), datatype=2),
+    ),
+    "node 0, ScaledDotProductAttention: mask_id 9: no value": (
+        "linear rows",
+        lambda g: put((g.xnodes or [])[0], xnode_union=attention(mask=9)),
+    ),
 }
 
 

@@ -24,6 +24,7 @@ class Case:
     model: Callable[[], nn.Module]
     args: tuple[Tensor, ...]
     dynamic: Any = None
+    forced: bool = False  # to take linear layers whose weights are inputs
 
 
 class Of(nn.Module):
@@ -111,7 +112,7 @@ def unary(x: Tensor) -> Any:
         torch.sigmoid(x) - torch.tanh(x),
         torch.ceil(x) * torch.floor(x),
         torch.exp(x) + torch.log(x),
-        torch.sqrt(x) + torch.rsqrt(x) + x * x + x.pow(2.0),
+        torch.sqrt(x) + torch.rsqrt(x) + x * x + x.pow(2),
         F.gelu(x) + F.hardswish(x) + F.elu(x, 1.5) + F.leaky_relu(x, 0.2) + F.relu(x),
         torch.sin(x) + torch.cos(-x) + torch.clamp(x, -0.5, 0.5) + F.hardtanh(x),
     )
@@ -123,7 +124,7 @@ def shapes(x: Tensor) -> Any:
     return (
         torch.cat([a, b, a], dim=1).permute(0, 2, 3, 1) * 2,
         torch.cat([a, b, a, b], dim=1) + torch.cat([y, b, a], dim=1)[:, :8],
-        torch.cat([a, a, a, a, a], dim=2),
+        torch.cat([a, b, a + 1, b * 2, a - b], dim=2),
         F.pad(x, (1, 2, 0, 1), value=0.5),
         x.reshape(1, 4, 64) + 1,
     )
@@ -138,6 +139,7 @@ def pools(x: Tensor) -> Any:
         F.adaptive_avg_pool2d(x, 1),
         F.interpolate(x, (12, 10), mode="bilinear", align_corners=True),
         F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False),
+        (x * 2).max(dim=3, keepdim=True)[0],
     )
 
 
@@ -195,10 +197,38 @@ ZOO: dict[str, Case] = {
     ),
     "half image": Case(lambda: Residual().half(), (IMAGE[0].half(),)),
     "scalar": Case(lambda: Of(lambda x: x * 2.0 + 1.0), (torch.tensor(2.0),)),
+    "converted": Case(lambda: Of(lambda x: (x + 1).half() * 2), ROW),
     "mean": Case(lambda: Of(lambda x: x.mean((-1, -2), keepdim=True) * 2), MAP),
     "squeeze": Case(lambda: Of(lambda x: (x * 2).unsqueeze(1).squeeze(1) + 1), ROW),
     "rank 6": Case(
         lambda: Of(lambda x: x.permute(5, 0, 1, 2, 3, 4) + 1), (image(1, 2, 1, 2, 1, 2),)
+    ),
+    "image any size": Case(
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.MaxPool2d(2), nn.ConvTranspose2d(4, 4, 2, 2)
+        ),
+        IMAGE,
+        ({2: 2 * Dim("h", min=4, max=16), 3: 2 * Dim("w", min=4, max=16)},),
+    ),
+    "matmul any size": Case(
+        lambda: Of2(lambda x, y: torch.bmm(x + 1, y)),
+        (image(1, 6, 16), image(1, 16, 5)),
+        ({1: Dim("m", min=1, max=16)}, {2: Dim("n", min=1, max=12)}),
+    ),
+    "heads any size": Case(
+        lambda: Of(lambda x: (x + 1).reshape(x.shape[0], x.shape[1], 4, 4).permute(0, 2, 1, 3) * 2),
+        TOKENS,
+        SEQUENCE,
+    ),
+    "joined any size": Case(
+        lambda: Of2(lambda x, y: x * y + torch.cat([x, y, x + 1], 1)[:, :1]),
+        (image(1, 6, 16), image(1, 1, 16)),
+        ({1: Dim("m", min=2, max=16)}, None),
+    ),
+    "weights given": Case(
+        lambda: Of2(F.linear),
+        (image(2, 16), image(5, 16)),
+        forced=True,
     ),
 }
 
@@ -219,21 +249,32 @@ def quantized(model: nn.Module, args: tuple[Tensor, ...], **options: Any) -> nn.
     return converted
 
 
-def grouped(model: nn.Module) -> nn.Module:
-    """Weights of 4 bits, with a scale per 32 of them."""
-    from torchao.quantization.granularity import PerGroup
+def rows(model: nn.Module, weights: torch.dtype, group: int | None = None) -> nn.Module:
+    """Inputs of 8 bits, a scale a row; weights with a scale a channel, or per `group` of them."""
+    from torchao.quantization.granularity import PerAxis, PerGroup
     from torchao.quantization.quant_api import Int8DynamicActivationIntxWeightConfig, quantize_
 
     quantize_(
         model,
         Int8DynamicActivationIntxWeightConfig(
-            weight_dtype=torch.int4, weight_granularity=PerGroup(32)
+            weight_dtype=weights, weight_granularity=PerGroup(group) if group else PerAxis(0)
         ),
     )
     return model
 
 
+def quantized_unary(x: Tensor) -> Any:
+    y = torch.sigmoid(x) + torch.tanh(x)
+    return F.leaky_relu(y * x, 0.2).softmax(-1), F.hardtanh(x - y)
+
+
+def quantized_pools(x: Tensor) -> Any:
+    y = F.interpolate(F.avg_pool2d(F.max_pool2d(x + x, 2), 2), scale_factor=2, mode="bilinear")
+    return F.pad(y, (1, 1, 1, 1)).mean((-1, -2))
+
+
 WIDE = (image(2, 64),)
+FOUR_BITS = {"weight_qmin": -8, "weight_qmax": 7}
 ZOO |= {
     "quantized linear": Case(
         lambda: quantized(nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)), ROW), ROW
@@ -254,8 +295,28 @@ ZOO |= {
         lambda: quantized(Of(lambda x: torch.cat([x + x, x], 1)[:, :6].permute(0, 2, 3, 1)), MAP),
         MAP,
     ),
-    "4 bits": Case(lambda: grouped(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8))), WIDE),
-    "4 bits rows": Case(lambda: grouped(nn.Sequential(nn.Linear(64, 32))), WIDE, BATCH),
+    "quantized dynamic image": Case(
+        lambda: quantized(nn.Conv2d(3, 4, 3), IMAGE, is_per_channel=True, is_dynamic=True), IMAGE
+    ),
+    "quantized 4 bits": Case(
+        lambda: quantized(
+            nn.Linear(64, 32), WIDE, is_per_channel=True, is_dynamic=True, **FOUR_BITS
+        ),
+        WIDE,
+    ),
+    "quantized unary": Case(lambda: quantized(Of(quantized_unary), TOKENS), TOKENS),
+    "quantized pools": Case(lambda: quantized(Of(quantized_pools), MAP), MAP),
+    "quantized matmul": Case(
+        lambda: quantized(Of2(lambda x, y: torch.bmm(x * y, (x - y).permute(0, 2, 1))), PAIR), PAIR
+    ),
+    "4 bits": Case(
+        lambda: rows(nn.Sequential(nn.Linear(64, 32), nn.Linear(32, 8)), torch.int4, 32), WIDE
+    ),
+    "4 bits rows": Case(
+        lambda: rows(nn.Sequential(nn.Linear(64, 32)), torch.int4, 32), WIDE, BATCH
+    ),
+    "4 bits channels": Case(lambda: rows(nn.Sequential(nn.Linear(64, 32)), torch.int4), WIDE),
+    "8 bits rows": Case(lambda: rows(nn.Sequential(nn.Linear(64, 32)), torch.int8), WIDE, BATCH),
 }
 
 QUICK = (
@@ -278,5 +339,6 @@ def exported(name: str) -> bytes:
     """The bytes of a `.pte` with one method of that name."""
     case = ZOO[name]
     program = export(case.model().eval(), case.args, dynamic_shapes=case.dynamic)
-    lowered = to_edge_transform_and_lower({name: program}, partitioner=[XnnpackPartitioner()])
+    partitioner = XnnpackPartitioner(force_non_static_weights_for_f32_linear=case.forced)
+    lowered = to_edge_transform_and_lower({name: program}, partitioner=[partitioner])
     return bytes(lowered.to_executorch(ExecutorchBackendConfig()).buffer)
