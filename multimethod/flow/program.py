@@ -34,12 +34,22 @@ class Program(Methods):
         return self.flows[name]
 
 
-def load(path: str | Path) -> Program:
+def load(path: str | Path, *, mmap: bool = False) -> Program:
     """Load a `.pte` program: one that mmpack made, or any other.
 
         program = load("model.pte")
         q, k, v = program.run_method("qkv_proj", hidden)
 
+    A program made by mmpack brings its signatures; those of another are derived from its plan,
+    without names. The file is read once into memory, and that copy is checked and run: the file
+    is yours again when `load` returns, to replace, overwrite or delete. The copy stays as long as
+    the program does, beside what a backend makes of its weights.
+
+    mmap: map the file instead of reading it, which spares the copy (as much memory as the file is
+    large, and some 0.4 s a GB). ExecuTorch then reads the file in every call: until the program is
+    gone nobody may write into it or truncate it, which ends in a crash of the process or in wrong
+    results. Replacing it by another file, as mmpack does, or deleting it is harmless.
+
     Raises FormatError if the file is no ExecuTorch program, is truncated or damaged.
     """
-    return Program.load(path)
+    return Program.load(path, mmap=mmap)

@@ -24,13 +24,16 @@ from mmpack.multimethod.link.share import delegate_extents
 from mmpack.multimethod.link.xnnpack_blob import BACKEND, check_xnnpack
 
 
-def open_program(path: str | os.PathLike[str], *, integrity: bool = True) -> PteFile:
+def open_program(
+    path: str | os.PathLike[str], *, integrity: bool = True, fd: int | None = None
+) -> PteFile:
     """Opens a `.pte` and checks it: its checksum, if it has one, then every reference in it.
 
     integrity: False skips the checksum (which reads the whole file, at several GB/s).
+    fd: a descriptor to read from; `path` is then only what messages call it.
     Raises FormatError. The caller closes the file.
     """
-    file = PteFile.open(path)
+    file = PteFile.open(path, fd)
     try:
         if integrity:
             check_integrity(file)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -67,13 +68,13 @@ class PteFile:
     _fd: int = -1
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> PteFile:
-        """Opens and decodes. Raises FormatError, also when the file cannot be read at all."""
+    def open(cls, path: str | os.PathLike[str], fd: int | None = None) -> PteFile:
+        """Opens and decodes. Raises FormatError, also when the file cannot be read at all.
+
+        fd: a descriptor to read from; `path` is then only what messages call it.
+        """
         where = Path(path)
-        try:
-            fd = os.open(where, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise FormatError(f"{where}: cannot be opened: {error.strerror}") from error
+        fd = open_regular(where) if fd is None else os.dup(fd)
         try:
             return _read(where, fd)
         except OSError as error:
@@ -125,6 +126,20 @@ class PteFile:
                 raise FormatError(f"{self.path}: ends at byte {offset}, has it been truncated?")
             yield chunk
             offset += len(chunk)
+
+
+def open_regular(path: Path) -> int:
+    """A descriptor to read a regular file with. Raises FormatError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be opened: {error.strerror}") from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise FormatError(f"{path}: is {kind}, expected a .pte file")
+    return fd
 
 
 def _read(path: Path, fd: int) -> PteFile:

@@ -17,6 +17,7 @@ from mmpack.multimethod.errors import CallError, ExecutionError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.runtime.arguments import Arguments
 from mmpack.multimethod.runtime.facts import Facts, read_facts
+from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.stock import Run, StockEngine, missing_backends
 from mmpack.multimethod.signature import Signature
 
@@ -66,32 +67,25 @@ class Method:
 class Methods:
     """The methods of one program, by name, in the program's order."""
 
-    def __init__(self, path: Path, facts: Mapping[str, Facts], manifest: Manifest | None) -> None:
-        self.path = path
+    def __init__(self, image: Image, facts: Mapping[str, Facts], manifest: Manifest | None) -> None:
+        self.path = image.source
         self.manifest = manifest
         self._facts = facts
-        self._whole_path = path.absolute()  # for `reset`, wherever the process is by then
-        self._identity = _identity(self._whole_path)
-        self._engine = StockEngine(self._whole_path)
+        self._image = image
+        self._engine = StockEngine(image)
         self._methods = {
             name: Method(fact, lambda name=name: self._load(name))  # type: ignore[misc]
             for name, fact in facts.items()
         }
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Load any ExecuTorch program.
-
-        The file's structure is checked before the runtime sees it. A program made by mmpack
-        brings its signatures; those of another are derived from its plan, without names.
-
-        Raises FormatError if the file is no ExecuTorch program, is truncated or damaged.
-        """
-        path = Path(path)
-        with open_program(path) as file:
+    def load(cls, path: str | Path, *, mmap: bool = False) -> Self:
+        """Load any ExecuTorch program; `flow.program.load` says all about it."""
+        image = Image(Path(path), mmap=mmap)
+        with open_program(image.source, fd=image.fd) as file:
             manifest = read_manifest(file)
             facts = read_facts(file, manifest)
-        return cls(path, facts, manifest)
+        return cls(image, facts, manifest)
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -119,16 +113,12 @@ class Methods:
         return method(*args, **kwargs)
 
     def reset(self) -> None:
-        """Put every state buffer back to its initial value, by loading the program anew.
-
-        Raises ExecutionError if the file is no longer the one that was loaded.
-        """
-        if _identity(self._whole_path) != self._identity:
-            raise ExecutionError(f"{self.path} has changed since it was loaded; load it again")
+        """Put every state buffer back to its initial value, by loading anew what was loaded
+        first, whatever has become of the file."""
         for method in self._methods.values():
             method.forget()
         self._engine.release()
-        self._engine = StockEngine(self._whole_path)
+        self._engine = StockEngine(self._image)
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._methods:
@@ -160,15 +150,6 @@ class Methods:
 
     def _unknown(self, name: str) -> CallError:
         return CallError(f"{self.path}: no method {name!r}{nearest(name, self._methods)}")
-
-
-def _identity(path: Path) -> tuple[int, ...]:
-    """What tells a file from one that was put in its place; () if there is none."""
-    try:
-        seen = path.stat()
-    except OSError:
-        return ()
-    return (seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 
 def _result_type(signature: Signature) -> Callable[[list[Any]], Any]:

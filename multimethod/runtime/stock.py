@@ -11,12 +11,12 @@ import atexit
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 from mmpack.multimethod.errors import ExecutionError
 from mmpack.multimethod.runtime.chatter import caught
+from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.targets import BACKENDS
 
 with caught():  # its imports make remarks
@@ -36,8 +36,8 @@ class StockEngine:
     a backend that the method was lowered to is not in this process.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._program = _loaded(str(path), lambda: _runtime().load_program(path))
+    def __init__(self, image: Image) -> None:
+        self._program = _loaded(str(image.source), lambda: _runtime().load_program(image.path))
         self._methods: list[Method] = []
         _living.add(self)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmpack.multimethod import CallError, ExecutionError, load
+from mmpack.multimethod import CallError, load
 from mmpack.multimethod.flow.program import Program
 
 X = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
@@ -186,19 +184,3 @@ def test_a_program_is_found_again_from_another_folder(
     monkeypatch.chdir(tmp_path)
     program.reset()
     assert program.run_method("add", torch.ones(2)).total.tolist() == [8.0, 0.0]
-
-
-def test_reset_refuses_a_file_that_was_replaced(toy: Path, foreign: Path, tmp_path: Path) -> None:
-    path = tmp_path / "p.pte"
-    shutil.copy(toy, path)
-    program = load(path)
-    shutil.copy(foreign, path.with_suffix(".new"))
-    os.replace(path.with_suffix(".new"), path)
-    with pytest.raises(ExecutionError, match=r"p\.pte has changed since it was loaded"):
-        program.reset()
-    path.unlink()
-    with pytest.raises(ExecutionError, match=r"p\.pte has changed since it was loaded"):
-        program.reset()
-    assert torch.equal(
-        program["matmul"](torch.ones(1, 4), torch.ones(4, 2))[0], X.new_full((1, 2), 4)
-    )

@@ -1,0 +1,140 @@
+"""A loaded program is what was checked, whatever becomes of its file."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmpack.multimethod import FormatError, load
+from mmpack.multimethod.flow.program import Program
+from mmpack.multimethod.runtime import methods
+from mmpack.multimethod.runtime.image import Image
+
+ONE = torch.ones(2)
+
+
+@pytest.fixture
+def path(toy: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / "p.pte"
+    shutil.copy(toy, copy)
+    return copy
+
+
+def empty(path: Path, other: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path, other: Path) -> None:
+    os.truncate(path, 100)
+
+
+def fill(path: Path, other: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+
+
+def copy_over(path: Path, other: Path) -> None:
+    shutil.copyfile(other, path)
+
+
+def delete(path: Path, other: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path, other: Path) -> None:
+    shutil.copy(other, path.with_suffix(".new"))
+    os.replace(path.with_suffix(".new"), path)
+
+
+def use(program: Program) -> None:
+    """All of a fresh `toy`: methods that are loaded only now, shared state, state put back."""
+    for _ in range(2):
+        assert program.run_method("add", ONE).total.tolist() == [8.0, 0.0]
+        product = program.run_method("matmul", torch.ones(3, 4), torch.ones(4, 5)).product
+        assert torch.equal(product, torch.full((3, 5), 4.0))
+        assert program.run_method("scaled", ONE).product.tolist() == [8.0, 0.0]
+        program.reset()
+
+
+@pytest.mark.parametrize("change", [empty, cut, fill, copy_over, delete, replace])
+def test_a_loaded_program_does_not_care_what_becomes_of_its_file(
+    path: Path, foreign: Path, change: Callable[[Path, Path], None]
+) -> None:
+    fresh, used = load(path), load(path)
+    use(used)
+    change(path, foreign)
+    use(fresh)
+    use(used)
+
+
+@pytest.mark.parametrize("change", [delete, replace])
+def test_a_mapped_file_may_be_deleted_and_replaced(
+    path: Path, foreign: Path, change: Callable[[Path, Path], None]
+) -> None:
+    program = load(path, mmap=True)
+    change(path, foreign)
+    use(program)
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_what_is_run_is_what_was_checked_also_if_the_file_was_replaced_in_between(
+    path: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch, mmap: bool
+) -> None:
+    real = methods.read_facts
+
+    def replaced(*args: Any) -> Any:
+        replace(path, foreign)
+        return real(*args)
+
+    monkeypatch.setattr(methods, "read_facts", replaced)
+    use(load(path, mmap=mmap))
+
+
+def test_nobody_can_write_to_the_copy(path: Path) -> None:
+    image = Image(path)
+    assert image.path.read_bytes() == path.read_bytes()
+    for attempt in (
+        lambda: os.pwrite(image.fd, b"x", 0),
+        lambda: os.truncate(image.fd, 0),
+        lambda: image.path.write_bytes(b""),
+    ):
+        with pytest.raises(OSError):
+            attempt()
+    assert image.path.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_program_that_is_gone_keeps_nothing_open(path: Path, mmap: bool) -> None:
+    def open_now() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_now()
+    program = load(path, mmap=mmap)
+    use(program)
+    assert open_now() > before
+    del program
+    assert open_now() == before
+    path.write_bytes(b"no program")
+    with pytest.raises(FormatError):
+        load(path, mmap=mmap)
+    assert open_now() == before
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_what_is_no_file_is_said(tmp_path: Path, mmap: bool) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(FormatError, match=r"pipe: is no regular file, expected a \.pte file"):
+        load(pipe, mmap=mmap)
+    with pytest.raises(FormatError, match=r": is a folder, expected a \.pte file"):
+        load(tmp_path, mmap=mmap)
+    with pytest.raises(FormatError, match="cannot be opened: No such file or directory"):
+        load(tmp_path / "none.pte", mmap=mmap)
