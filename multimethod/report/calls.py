@@ -29,8 +29,7 @@ def call_method(
         refuse_overwriting(output, [path, *(text.partition("=")[2] for text in inputs)])
     program = load(path)
     signature = program.signature(method)
-    record = program.manifest.methods.get(method) if program.manifest is not None else None
-    ranges = record.extra.get("ranges", {}) if record is not None else {}
+    ranges = program[method].ranges
     result = program.run_method(method, **read_inputs(signature, inputs, sizes, ranges))
     values = dict(zip(result._fields, result, strict=True))
     if output is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from attrs import frozen
 
 from mmpack.multimethod.link import Manifest, PteFile, foreign_signature
@@ -16,12 +18,13 @@ _CHANNELS_LAST = ((0, 2, 3, 1), (0, 2, 3, 4, 1))
 class Facts:
     """One method. backends: those that it has delegates for; stateful: it uses memory that
     outlives a call; channels_last: positions of inputs whose memory is laid out that way, which
-    the runtime takes for granted."""
+    the runtime takes for granted; ranges: input -> least and largest integer it was tested with."""
 
     signature: Signature
     backends: tuple[str, ...]
     stateful: bool
     channels_last: frozenset[int]
+    ranges: Mapping[str, tuple[int, int]]
 
 
 def read_facts(file: PteFile, manifest: Manifest | None) -> dict[str, Facts]:
@@ -36,6 +39,7 @@ def read_facts(file: PteFile, manifest: Manifest | None) -> dict[str, Facts]:
             backends=tuple(dict.fromkeys(d.id or "" for d in plan.delegates or ())),
             stateful=any((plan.non_const_buffer_sizes or ())[STATE:]),
             channels_last=_channels_last(plan),
+            ranges=record.extra.get("ranges", {}) if record is not None else {},
         )
     return facts
 

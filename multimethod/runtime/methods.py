@@ -8,15 +8,17 @@ print(methods.signature("attention"))
 from __future__ import annotations
 
 import keyword
+import sys
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from mmpack.multimethod.errors import CallError, ExecutionError, nearest
+from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.runtime.arguments import Arguments
 from mmpack.multimethod.runtime.facts import Facts, read_facts
+from mmpack.multimethod.runtime.failures import LISTENER, explained
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.stock import Run, StockEngine, missing_backends
 from mmpack.multimethod.signature import Signature
@@ -27,10 +29,13 @@ class Method:
 
     It is loaded into the runtime at its first call. The result is a named tuple, also for a
     single output; its tensors belong to the caller and no later call changes them.
+
+    ranges: input -> least and largest integer that it was verified with.
     """
 
     def __init__(self, facts: Facts, load: Callable[[], Run]) -> None:
         self.signature = facts.signature
+        self.ranges = facts.ranges
         self._load = load
         self._run: Run | None = None
         self._arguments = Arguments(facts.signature, facts.channels_last)
@@ -43,12 +48,16 @@ class Method:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         inputs = self._arguments.accept(args, kwargs)
         run = self._run or self.prepare()
+        stderr, sys.stderr = sys.stderr, LISTENER
         try:
             return self._result(run(inputs))
         except RuntimeError as error:
-            raise ExecutionError(
-                f"{self.name}: ExecuTorch failed to run it ({error}); it printed why to stderr"
-            ) from error
+            raise explained(error, self.signature, self.ranges, inputs) from error
+        finally:
+            if sys.stderr is LISTENER:
+                sys.stderr = stderr
+            if LISTENER.tell():
+                LISTENER.pass_on(stderr)
 
     def prepare(self) -> Run:
         """Load the method into the runtime now rather than at its first call."""
@@ -105,7 +114,8 @@ class Methods:
         """Call a method with tensors by position or by name; returns a named tuple.
 
         Raises CallError, before anything runs, if there is no such method or the signature does
-        not admit the arguments; ExecutionError if ExecuTorch fails.
+        not admit the arguments; CallError, too, if ExecuTorch fails and integers of an input are
+        beyond the range that it was verified with; else ExecutionError with ExecuTorch's reason.
         """
         method = self._methods.get(name)
         if method is None:

@@ -16,6 +16,7 @@ from weakref import WeakSet
 
 from mmpack.multimethod.errors import ExecutionError
 from mmpack.multimethod.runtime.chatter import caught
+from mmpack.multimethod.runtime.failures import with_names
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.targets import BACKENDS
 
@@ -104,5 +105,5 @@ def _loaded(what: str, load: Callable[[], T]) -> T:
         try:
             return load()
         except RuntimeError as error:
-            reason = "\n  ".join([str(error), *printed().splitlines()])
+            reason = "\n  ".join([with_names(str(error)), *printed().splitlines()])
             raise ExecutionError(f"{what}: ExecuTorch does not load it: {reason}") from error

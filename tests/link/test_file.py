@@ -51,7 +51,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="is a folder, expected a .pte file"):
+    with pytest.raises(FormatError, match=r"is a folder, expected a \.pte file"):
         open_program(tmp_path)
 
 

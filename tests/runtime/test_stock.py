@@ -85,7 +85,7 @@ def test_a_channels_last_input_is_given_as_the_method_wants_it(foreign: Path) ->
 
 def test_a_failure_in_the_middle_of_a_run_names_the_method(foreign: Path) -> None:
     program = load(foreign)
-    with pytest.raises(ExecutionError, match=r"products: ExecuTorch failed to run it \(.*0x12\)"):
+    with pytest.raises(ExecutionError, match=r"products: ExecuTorch failed to run it: .*0x12"):
         program.run_method("products", torch.ones(3, 3), torch.ones(4, 5))
     with pytest.raises(ExecutionError, match=r"scaled: ExecuTorch failed to run it"):
         program.run_method("scaled", torch.ones(3), 5, 1.0, True)  # the plan has 2 written in it
