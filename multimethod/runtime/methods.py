@@ -17,10 +17,11 @@ from typing import Any, Self
 from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.runtime.arguments import Arguments
+from mmpack.multimethod.runtime.contexts import Contexts, read_contexts
 from mmpack.multimethod.runtime.facts import Facts, read_facts
 from mmpack.multimethod.runtime.failures import LISTENER, explained
 from mmpack.multimethod.runtime.image import Image
-from mmpack.multimethod.runtime.stock import Run, StockEngine, missing_backends
+from mmpack.multimethod.runtime.stock import Run, StockEngine, loadable
 from mmpack.multimethod.signature import Signature
 
 
@@ -76,12 +77,19 @@ class Method:
 class Methods:
     """The methods of one program, by name, in the program's order."""
 
-    def __init__(self, image: Image, facts: Mapping[str, Facts], manifest: Manifest | None) -> None:
+    def __init__(
+        self,
+        image: Image,
+        facts: Mapping[str, Facts],
+        manifest: Manifest | None,
+        contexts: Contexts,
+    ) -> None:
         self.path = image.source
         self.manifest = manifest
         self._facts = facts
+        self._contexts = contexts
         self._image = image
-        self._engine = StockEngine(image)
+        self._engine = StockEngine(image, contexts)
         self._methods = {
             name: Method(fact, lambda name=name: self._load(name))  # type: ignore[misc]
             for name, fact in facts.items()
@@ -94,7 +102,8 @@ class Methods:
         with open_program(image.source, fd=image.fd) as file:
             manifest = read_manifest(file)
             facts = read_facts(file, manifest)
-        return cls(image, facts, manifest)
+            contexts = read_contexts(file)
+        return cls(image, facts, manifest, contexts)
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -128,7 +137,7 @@ class Methods:
         for method in self._methods.values():
             method.forget()
         self._engine.release()
-        self._engine = StockEngine(self._image)
+        self._engine = StockEngine(self._image, self._contexts)
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._methods:
@@ -154,7 +163,7 @@ class Methods:
         run = self._engine.method(name, self._facts[name].backends)
         if self._facts[name].stateful:
             for other, facts in self._facts.items():
-                if facts.stateful and not missing_backends(facts.backends):
+                if facts.stateful and loadable(facts.backends):
                     self._engine.method(other, facts.backends)
         return run
 

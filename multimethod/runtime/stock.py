@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import atexit
 import sys
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 from mmpack.multimethod.errors import ExecutionError
 from mmpack.multimethod.runtime.chatter import caught
+from mmpack.multimethod.runtime.contexts import Contexts, renamed
 from mmpack.multimethod.runtime.failures import with_names
 from mmpack.multimethod.runtime.image import Image
-from mmpack.multimethod.targets import BACKENDS
+from mmpack.multimethod.targets import BACKENDS, Backend
 
 with caught():  # its imports make remarks
     from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count
@@ -33,14 +36,24 @@ T = TypeVar("T")
 class StockEngine:
     """One loaded program. `method(name)` loads that method and returns the callable that runs it.
 
+    contexts: those of the program, see `contexts.py`.
+
     Raises ExecutionError if ExecuTorch does not take the program or a method: most often because
     a backend that the method was lowered to is not in this process.
     """
 
-    def __init__(self, image: Image) -> None:
-        self._program = _loaded(str(image.source), lambda: _runtime().load_program(image.path))
+    def __init__(self, image: Image, contexts: Contexts) -> None:
+        with _registering:
+            taken = [name for engine in list(_living) for name in engine._contexts.values()]
+            own = renamed(image.path, contexts, taken)
+            # New names are nobody else's.
+            self._contexts: Contexts = {} if own is not None else contexts
+            _living.add(self)
+        self._talks = False
         self._methods: list[Method] = []
-        _living.add(self)
+        self._program = _loaded(
+            str(image.source), lambda: _runtime().load_program(own or image.path)
+        )
 
     def method(self, name: str, backends: Sequence[str]) -> Run:
         missing = missing_backends(backends)
@@ -56,40 +69,55 @@ class StockEngine:
 
     def release(self) -> None:
         """Free what ExecuTorch holds for this program, its methods' memory with it. Calling one
-        of them afterwards is an error. Backends that make remarks at that do so unheard."""
-        with caught():
+        of them afterwards is an error."""
+        with caught() if self._talks else nullcontext():
             for method in self._methods:
                 method._method = None
             self._program._program = None
             self._program._methods.clear()
+        self._contexts = {}
 
     def __del__(self) -> None:
-        if not sys.is_finalizing() and hasattr(self, "_methods"):
+        if not sys.is_finalizing() and hasattr(self, "_program"):
             self.release()
 
     def _prepared(self, name: str, backends: Sequence[str]) -> Method:
-        for backend in BACKENDS.values():
-            if backend.delegate in backends:
-                backend.prepare_runtime()
+        for backend in _needing_libraries(backends):
+            self._talks = True
+            backend.prepare_runtime()
         method = self._program.load_method(name)
         assert method is not None
         return method
 
 
 _living: WeakSet[StockEngine] = WeakSet()
+_registering = threading.Lock()
 
 
 @atexit.register
 def _release_all() -> None:
-    """At the end of the process the terminal is no place for backends' farewells either."""
+    """Before the interpreter takes the libraries apart that the programs are in; and the terminal
+    is no place for backends' farewells at the end of the process either."""
     for engine in list(_living):
-        engine.release()
+        if hasattr(engine, "_program"):
+            engine.release()
 
 
 def missing_backends(backends: Sequence[str]) -> list[str]:
     """Those of some backends that are not in this process."""
     registry = Runtime.get().backend_registry
     return [name for name in backends if not registry.is_available(name)]
+
+
+def loadable(backends: Sequence[str]) -> bool:
+    """Whether this process has, or can get, all that some backends need."""
+    return not missing_backends(backends) and all(
+        backend.available().runs for backend in _needing_libraries(backends)
+    )
+
+
+def _needing_libraries(backends: Sequence[str]) -> list[type[Backend]]:
+    return [b for b in BACKENDS.values() if b.needs_runtime and b.delegate in backends]
 
 
 @cache

@@ -105,8 +105,8 @@ def _refused(
         return
     backend = backends[draft.spec.targets[method.target].backend]
     inputs = method.inputs if isinstance(method.inputs, dict) else {}
-    if message := backend.refuses(options[method.target], method, inputs, dims):
-        yield Finding((*keys, "target"), message)
+    if refusal := backend.refuses(options[method.target], method, inputs, dims):
+        yield Finding((*keys, *refusal.at), refusal.message)
 
 
 def _dims(method: MethodSpec, draft: Draft) -> dict[str, Dim] | None:

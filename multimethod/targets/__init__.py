@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from mmpack.multimethod.targets.base import Availability, Backend
+from mmpack.multimethod.targets.base import Availability, Backend, Refusal
 
-__all__ = ["BACKENDS", "Availability", "Backend"]
+__all__ = ["BACKENDS", "Availability", "Backend", "Refusal"]
 
 
 def _found() -> dict[str, type[Backend]]:

@@ -32,6 +32,15 @@ class Availability:
     remedy: str | None = None
 
 
+@frozen
+class Refusal:
+    """Why a method cannot go on a target. `at`: the keys, below the method's, of what stands
+    against it; none for the target itself."""
+
+    message: str
+    at: tuple[str | int, ...] = ("target",)
+
+
 class Backend(ABC):
     """One backend. Its options are the fields of `Options`, an attrs record."""
 
@@ -40,6 +49,9 @@ class Backend(ABC):
     Options: ClassVar[type]
     delegate: ClassVar[str | None] = None
     """What ExecuTorch calls its delegate; None for one that delegates nothing."""
+    needs_runtime: ClassVar[bool] = False
+    """Whether `prepare_runtime` has anything to do. Such a backend's libraries are not
+    ExecuTorch's own, and print what they please, also when a program is released."""
 
     @classmethod
     @abstractmethod
@@ -71,7 +83,17 @@ class Backend(ABC):
     @classmethod
     def prepare_runtime(cls) -> None:
         """Make this process able to run what was lowered for the backend. Called once torch and the
-        executorch runtime are loaded, before the first method that needs it, possibly often."""
+        executorch runtime are loaded, before the first method that needs it, possibly often.
+
+        Raises TargetError, with the remedy, if the backend is not here to run with.
+        """
+        return None
+
+    @classmethod
+    def identity(cls, head: bytes) -> slice | None:
+        """Which bytes of a delegate's data, of which `head` is the beginning, the runtime knows
+        it by: it makes one context of all data in the process that have the same there, and
+        destroys it with the first of them. None if every load makes its own."""
         return None
 
     @classmethod
@@ -87,7 +109,7 @@ class Backend(ABC):
         method: MethodSpec,
         inputs: Mapping[str, InputSpec],
         dims: Mapping[str, Dim],
-    ) -> str | None:
+    ) -> Refusal | None:
         """Why this method cannot go on this target, as far as the spec alone tells, or None."""
         return None
 

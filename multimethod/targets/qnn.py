@@ -8,30 +8,44 @@ Source: ExecuTorch 1.5, `backends/qualcomm/utils/utils.py` (the order of passes 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen, validators
+from cattrs.errors import AttributeValidationNote
 
-from mmpack.multimethod.errors import TargetError, nearest
+from mmpack.multimethod.errors import nearest
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
-from mmpack.multimethod.targets.base import Availability, Backend
-from mmpack.multimethod.targets.qnn_sdk import NEEDED, PACKAGE, WORKS, Sdk, find_sdk
+from mmpack.multimethod.targets.base import Availability, Backend, Refusal
+from mmpack.multimethod.targets.qnn_sdk import NEEDED, NoSdk, find_sdk
 
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager
     from torch.export import ExportedProgram
 
-REMEDY = "pip install 'mmpack[qnn]'"
+MAGIC = (0x5678ABCD).to_bytes(4, "little")
+"""How the data of a delegate begin; the runtime's name for the context, 8 bytes, follows."""
+NO_FP16 = ("QCM6490", "SAR2230P", "SSG2115P", "SSG2125P", "SW6100", "SXR1230P")
+"""Chips that QNN 2.49 refuses to compile float16 for ("The SocModel doesn't support FP16")."""
+
+
+def _soc(_: Any, attribute: Any, soc: str) -> None:
+    socs = soc_names()
+    if socs and soc not in socs:
+        close = nearest(soc, socs, shown=len(socs))
+        error = ValueError(f"executorch knows no SoC {soc!r}{close}")
+        error.add_note(AttributeValidationNote("", attribute.name, str))  # where in the spec it is
+        raise error
 
 
 @frozen
 class Options:
     """soc: the chip, by executorch's name for it (SM8750). precision: fp16."""
 
-    soc: str
+    soc: str = field(validator=_soc)
     precision: str = field(default="fp16", validator=validators.in_(("fp16",)))
 
 
@@ -40,15 +54,14 @@ class Qnn(Backend):
     summary = "Qualcomm NPUs through QNN, and their simulator on x86 Linux: float16, static shapes"
     Options = Options
     delegate = "QnnBackend"
+    needs_runtime = True
 
     @classmethod
     def available(cls) -> Availability:
-        sdk = find_sdk()
-        if sdk is None:
-            return Availability(
-                False, False, f"no QNN_SDK_ROOT, and no {PACKAGE} {WORKS}", remedy=REMEDY
-            )
-        return Availability(True, True, sdk.version)
+        try:
+            return Availability(True, True, str(find_sdk(to_build=True)))
+        except NoSdk as error:
+            return Availability(False, False, error.detail, remedy=error.remedy)
 
     @classmethod
     def refuses(
@@ -57,25 +70,24 @@ class Qnn(Backend):
         method: MethodSpec,
         inputs: Mapping[str, InputSpec],
         dims: Mapping[str, Dim],
-    ) -> str | None:
-        socs = soc_names()
-        if options.soc not in socs:
-            return f"qnn knows no SoC {options.soc!r}{nearest(options.soc, socs)}"
-        for dim in dims.values():
-            if not dim.fixed:
-                return (
-                    f"{dim} is dynamic, and qnn takes static shapes only: give the dim one size, "
-                    "or the method a target with dynamic shapes, such as xnnpack"
+    ) -> Refusal | None:
+        if options.precision == "fp16" and options.soc in NO_FP16:
+            return Refusal(f"{options.soc} has no float16, and the target's precision is fp16")
+        for at, name in _named_sizes(method, inputs):
+            if not dims[name].fixed:
+                return Refusal(
+                    f"{dims[name]} is dynamic, and qnn takes static shapes only: give the dim one "
+                    "size, or the method a target with dynamic shapes, such as xnnpack",
+                    at,
                 )
         return None
 
     @classmethod
     def environment(cls, options: Any) -> dict[str, str]:
-        sdk = _required()
-        return {
-            "QNN_SDK_ROOT": str(sdk.root),
-            "LD_LIBRARY_PATH": ":".join(map(str, sdk.folders)),
-        }
+        sdk = find_sdk(to_build=True)
+        given = os.environ.get("LD_LIBRARY_PATH")
+        folders = [*map(str, sdk.folders), *([given] if given else [])]
+        return {"QNN_SDK_ROOT": sdk.root, "LD_LIBRARY_PATH": ":".join(folders)}
 
     @classmethod
     def edge(cls, program: ExportedProgram, method: str, options: Any) -> EdgeProgramManager:
@@ -105,7 +117,7 @@ class Qnn(Backend):
                 transform_passes={
                     method: passes.get_to_edge_transform_passes(program, compiler_specs=spec)
                 },
-                partitioner={method: [QnnPartitioner(spec)]},
+                partitioner={method: [QnnPartitioner(spec, skip_mutable_buffer=True)]},
                 compile_config=qnn_edge_config(),
             )
 
@@ -114,29 +126,49 @@ class Qnn(Backend):
         _load_libraries()
 
     @classmethod
+    def identity(cls, head: bytes) -> slice | None:
+        return slice(4, 12) if head[:4] == MAGIC else None
+
+    @classmethod
     def tolerance(cls, options: Any) -> float:
         return 2e-2
 
 
+def _named_sizes(
+    method: MethodSpec, inputs: Mapping[str, InputSpec]
+) -> Iterator[tuple[tuple[str | int, ...], str]]:
+    """Where in a method a dim is named, and which one."""
+    for name, given in inputs.items():
+        for axis, size in enumerate(given.shape):
+            if isinstance(size, str):
+                yield ("inputs", name, "shape", axis), size
+    for name, axes in method.axes.items():
+        for axis, size in axes.items():
+            yield ("axes", name, axis), size
+
+
 @cache
 def soc_names() -> tuple[str, ...]:
-    """The chips that this executorch can compile for."""
-    from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
-
+    """The chips that this executorch can compile for; none if there is no executorch, whose
+    absence is for others to tell."""
+    try:  # imports no torch
+        from executorch.backends.qualcomm.serialization.qc_schema import QcomChipset
+    except ImportError:
+        return ()
     return tuple(chip.name for chip in QcomChipset if chip.value)
 
 
 @cache
 def _load_libraries() -> None:
-    """Have the QNN libraries in this process. torch and the executorch runtime must be in it
-    already: loaded before them, the libraries crash it."""
-    sdk = _required()
+    """Have the QNN libraries in this process, so that the runtime, which asks for them by their
+    bare names, finds them.
+
+    torch must be in it already: if their libunwind is loaded before torch is, the first exception
+    that torch throws crashes the process.
+    """
+    import torch
+
+    assert torch
+    sdk = find_sdk()
     for name in NEEDED:
         ctypes.CDLL(str(sdk.library(name)))
-
-
-def _required() -> Sdk:
-    sdk = find_sdk()
-    if sdk is None:
-        raise TargetError(f"qnn: no QNN_SDK_ROOT, and no {PACKAGE} {WORKS}: {REMEDY}")
-    return sdk

@@ -9,6 +9,7 @@ import pytest
 from attrs import field, frozen, validators
 
 from mmpack.multimethod.spec import SpecFile, load_spec
+from mmpack.multimethod.targets import Refusal
 
 HERE = Path(__file__).parent
 
@@ -35,9 +36,9 @@ class NpuOptions:
     cores: tuple[int, ...] = ()
 
 
-def _refuses(options: Any, method: Any, inputs: Any, dims: Any) -> str | None:
+def _refuses(options: Any, method: Any, inputs: Any, dims: Any) -> Refusal | None:
     dynamic = [str(dim) for dim in dims.values() if not dim.fixed]
-    return f"npu wants fixed shapes, got {dynamic[0]}" if dynamic else None
+    return Refusal(f"npu wants fixed shapes, got {dynamic[0]}") if dynamic else None
 
 
 BACKENDS = {
