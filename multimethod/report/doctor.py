@@ -6,8 +6,9 @@ import platform
 import shutil
 import sys
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from mmpack.multimethod.report.proof import Proof, prove
 from mmpack.multimethod.targets import BACKENDS, Availability, Backend
 from mmpack.multimethod.versions import SUPPORTED, installed, is_supported, requirement
 
@@ -28,20 +29,28 @@ PACKAGES = (
 @frozen
 class Diagnosis:
     """versions: package -> version or None. wrong: packages that mmpack does not work with ->
-    the command that would change that. backends: name -> what its `available` says. runtime:
-    backends registered in the Python runtime. compiler: path of a C++ compiler."""
+    the command that would change that. backends: name -> what its `available` says. optional:
+    those of them that a machine need not have. proofs: those that are not a part of ExecuTorch
+    -> how compiling and running a small graph went. runtime: backends registered in the Python
+    runtime. compiler: path of a C++ compiler."""
 
     machine: str
     versions: dict[str, str | None]
     wrong: dict[str, str]
     backends: dict[str, Availability]
+    optional: frozenset[str]
+    proofs: dict[str, Proof]
     runtime: tuple[str, ...]
     compiler: str | None
 
     @property
     def healthy(self) -> bool:
-        """Every package is there, in a version that works, and every backend can build and run."""
-        return not self.wrong and all(a.builds and a.runs for a in self.backends.values())
+        """Every package is there, in a version that works, and every backend can build and run,
+        unless it is one that need not be there, and is not."""
+        return not self.wrong and all(
+            (a.builds and a.runs) or (name in self.optional and name not in self.proofs)
+            for name, a in self.backends.items()
+        )
 
     def __str__(self) -> str:
         lines = [self.machine, ""]
@@ -53,6 +62,8 @@ class Diagnosis:
         for name, found in self.backends.items():
             can = f"builds {_yes(found.builds)}, runs {_yes(found.runs)}"
             lines.append(f"  {name:<14} {can}  ({found.detail})")
+            if name in self.proofs:
+                lines.append(f"  {'':<14} {self.proofs[name]}")
             if found.remedy is not None and not (found.builds and found.runs):
                 lines.append(f"  {'':<14} to change that: {found.remedy}")
         lines += ["", f"  runtime has: {', '.join(self.runtime) or 'nothing'}"]
@@ -60,17 +71,29 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine. Imports torch and executorch, if they are there."""
+    """Look at this machine. Imports torch and executorch, if they are there, and has backends
+    that are not a part of ExecuTorch compile and run a small graph, some ten seconds for each."""
     versions = {name: installed(name) for name in PACKAGES}
     wrong = {name: f"pip install {name}" for name, version in versions.items() if version is None}
     for name in SUPPORTED:
         if not is_supported(name):
             wrong[name] = f"pip install '{requirement(name)}'"
+    backends = {name: _available(backend) for name, backend in BACKENDS.items()}
+    proofs = {
+        name: prove(name, BACKENDS[name].proof)
+        for name, found in backends.items()
+        if BACKENDS[name].external and found.builds and found.runs
+    }
+    for name, proof in proofs.items():
+        if proof.failure is not None:
+            backends[name] = evolve(backends[name], builds=False, runs=False)
     return Diagnosis(
         machine=f"Python {platform.python_version()} on {platform.platform()}, {sys.executable}",
         versions=versions,
         wrong=wrong,
-        backends={name: _available(backend) for name, backend in BACKENDS.items()},
+        backends=backends,
+        optional=frozenset(name for name, backend in BACKENDS.items() if backend.external),
+        proofs=proofs,
         runtime=_registered(),
         compiler=shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
     )

@@ -82,7 +82,7 @@ class StockEngine:
             self.release()
 
     def _prepared(self, name: str, backends: Sequence[str]) -> Method:
-        for backend in _needing_libraries(backends):
+        for backend in _external(backends):
             self._talks = True
             backend.prepare_runtime()
         method = self._program.load_method(name)
@@ -112,12 +112,12 @@ def missing_backends(backends: Sequence[str]) -> list[str]:
 def loadable(backends: Sequence[str]) -> bool:
     """Whether this process has, or can get, all that some backends need."""
     return not missing_backends(backends) and all(
-        backend.available().runs for backend in _needing_libraries(backends)
+        backend.available().runs for backend in _external(backends)
     )
 
 
-def _needing_libraries(backends: Sequence[str]) -> list[type[Backend]]:
-    return [b for b in BACKENDS.values() if b.needs_runtime and b.delegate in backends]
+def _external(backends: Sequence[str]) -> list[type[Backend]]:
+    return [b for b in BACKENDS.values() if b.external and b.delegate in backends]
 
 
 @cache

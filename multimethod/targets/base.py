@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import cattrs
@@ -49,9 +50,11 @@ class Backend(ABC):
     Options: ClassVar[type]
     delegate: ClassVar[str | None] = None
     """What ExecuTorch calls its delegate; None for one that delegates nothing."""
-    needs_runtime: ClassVar[bool] = False
-    """Whether `prepare_runtime` has anything to do. Such a backend's libraries are not
-    ExecuTorch's own, and print what they please, also when a program is released."""
+    external: ClassVar[bool] = False
+    """Whether its libraries are not a part of ExecuTorch. Then a healthy machine may do without
+    it, `prepare_runtime` brings them, and they print what they please."""
+    proof: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    """Options for the small graph with which `mmpack doctor` proves an external backend."""
 
     @classmethod
     @abstractmethod

@@ -11,6 +11,7 @@ import ctypes
 import os
 from collections.abc import Iterator, Mapping
 from functools import cache
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attrs import field, frozen, validators
@@ -54,7 +55,8 @@ class Qnn(Backend):
     summary = "Qualcomm NPUs through QNN, and their simulator on x86 Linux: float16, static shapes"
     Options = Options
     delegate = "QnnBackend"
-    needs_runtime = True
+    external = True
+    proof = MappingProxyType({"soc": "SM8750"})
 
     @classmethod
     def available(cls) -> Availability:

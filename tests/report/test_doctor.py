@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from mmpack.multimethod.report import doctor
+from mmpack.multimethod.report import doctor, proof
+from mmpack.multimethod.report.proof import Proof, prove
 from mmpack.multimethod.targets import BACKENDS, Availability
 from mmpack.multimethod.targets.portable import Portable
 
@@ -27,6 +28,19 @@ class Broken(Portable):
     @classmethod
     def available(cls) -> Availability:
         raise ImportError("No module named 'broken_sdk'")
+
+
+class Extra(Npu):
+    """Not a part of ExecuTorch."""
+
+    name = "extra"
+    external = True
+    here: bool
+
+    @classmethod
+    def available(cls) -> Availability:
+        remedy = None if cls.here else "pip install 'mmpack[extra]'"
+        return Availability(cls.here, cls.here, "extra 1.2", remedy)
 
 
 @pytest.fixture
@@ -59,6 +73,60 @@ def test_a_backend_that_cannot_run_comes_with_the_command_that_helps(
     ) in str(found)
 
 
+def test_a_machine_may_do_without_a_backend_that_is_not_executorch_s(
+    everything_installed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Extra, "here", False, raising=False)
+    monkeypatch.setattr(doctor, "BACKENDS", {"portable": Portable, "extra": Extra})
+    found = doctor.diagnose()
+    assert found.healthy and found.proofs == {}
+    assert "                 to change that: pip install 'mmpack[extra]'\n" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("failure", "says"),
+    [
+        (None, "builds yes, runs yes  (extra 1.2)\n{}a small graph was compiled and run in 9 s\n"),
+        (
+            "exit code -11: nothing was printed",
+            "builds no, runs no  (extra 1.2)\n{}a small graph cannot be compiled and run: "
+            "exit code -11: nothing was printed\n",
+        ),
+    ],
+)
+def test_one_that_is_here_has_to_prove_it(
+    everything_installed: Any, monkeypatch: pytest.MonkeyPatch, failure: str | None, says: str
+) -> None:
+    monkeypatch.setattr(Extra, "here", True, raising=False)
+    monkeypatch.setattr(doctor, "BACKENDS", {"extra": Extra})
+    monkeypatch.setattr(doctor, "prove", lambda name, options: Proof(9.4, failure))
+    found = doctor.diagnose()
+    assert found.healthy == (failure is None)
+    assert "  extra          " + says.format(" " * 17) in str(found)
+
+
+def test_a_backend_that_works_is_proven_in_a_process_of_its_own() -> None:
+    assert prove("portable", {}).failure is None
+
+
+def test_a_backend_that_does_not_is_not() -> None:
+    failure = prove("portable", {"colour": "red"}).failure
+    assert failure is not None and "targets.proof.colour: this key means nothing here" in failure
+
+
+def test_a_proof_that_dies_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "CHILD", "import os; os.kill(os.getpid(), 11)")
+    assert prove("portable", {}).failure == "exit code -11: nothing was printed"
+
+
+def test_a_proof_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "CHILD", "import time; time.sleep(60)")
+    monkeypatch.setattr(proof, "LONGEST", 0.2)
+    assert str(prove("portable", {})) == (
+        "a small graph cannot be compiled and run: it took more than 0.2 s"
+    )
+
+
 def test_packages_that_are_missing_or_too_old_come_with_the_command_that_helps(
     everything_installed: dict[str, str | None],
 ) -> None:
@@ -80,6 +148,7 @@ def test_it_answers_where_executorch_is_not_installed(
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "executorch.runtime", None)
     monkeypatch.setattr(doctor, "BACKENDS", dict(BACKENDS))
+    monkeypatch.setattr(doctor, "prove", lambda name, options: Proof(1, None))
     found = doctor.diagnose()
     assert not found.backends["xnnpack"].runs
     assert str(found).endswith("runtime has: nothing")
