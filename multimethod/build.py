@@ -28,6 +28,7 @@ from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
 from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress, Silent
+from mmpack.multimethod.rotation import require_one_rotation
 from mmpack.multimethod.scratch import scratch_folder
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile, load_spec
@@ -202,8 +203,9 @@ def _compile(
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     state = decide(spec_file, {name: f.touched for name, f in facts.items()})
-    for name in spec_file.spec.flow:  # every edge, before anything is compiled
-        plan_flow(spec_file, name, signatures, state)
+    # Every edge, before anything is compiled.
+    plans = [plan_flow(spec_file, name, signatures, state) for name in spec_file.spec.flow]
+    require_one_rotation(spec_file, units, plans)
     return _Parts(spec_file, units, signatures, compiler.compile_all(state, jobs), state)
 
 

@@ -1,7 +1,8 @@
 """Submodules of a decoder as standalone modules with a `forward` of their own.
 
-One wrapper a file: `qkv_proj.py` holds `QkvProj`, which a spec names as `wrapper: qkv_proj`. They
-read submodules by the names that Hugging Face gives them in Llama.
+One wrapper a file: `qkv_proj.py` holds `QkvProj`, which a spec names as `wrapper: qkv_proj`; files
+that begin with `_` hold what several use. They read submodules by the names that Hugging Face gives
+them in Llama.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from mmpack.multimethod.errors import ModelError, nearest
 
 def names() -> tuple[str, ...]:
     """Names of all wrappers."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in found if not name.startswith("_")))
 
 
 def find(name: str) -> type[nn.Module]:

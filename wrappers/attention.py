@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from mmpack.wrappers._rotation import check_rotation
+from mmpack.wrappers._softmax import visible_softmax
+
 
 class Attention(nn.Module):
     """Attention without projections. It has no weights, so one method serves all layers and
@@ -10,10 +13,20 @@ class Attention(nn.Module):
 
     The mask follows from positions: key j belongs to position j, and a query sees the keys up to
     its own position. Keys beyond the last query's position may hold anything finite.
+
+    rotation: what `qkv_proj` has turned query and key by. Their products are the same, so nothing
+    is done here; but all methods that reach one cache must say the same, or the build is refused.
+    masked_softmax: put hidden scores just below their row's minimum, not at minus infinity; for
+    attention whose scores are quantized.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self, module: nn.Module, rotation: str | None = None, masked_softmax: bool = False
+    ) -> None:
         super().__init__()
+        check_rotation(rotation)
+        self.rotation = rotation
+        self.masked_softmax = masked_softmax
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """q [B, S, heads, head_dim], k and v [B, T, kv_heads, head_dim], positions [S] int64
@@ -25,6 +38,9 @@ class Attention(nn.Module):
         v = v.transpose(1, 2)[:, :, None].expand(group).flatten(1, 2)
         scores = q.transpose(1, 2) @ k.transpose(-2, -1) * head_dim**-0.5
         hidden_keys = torch.arange(length) > positions[:, None]
-        weights = scores.masked_fill(hidden_keys, float("-inf")).softmax(dim=-1)
+        if self.masked_softmax:
+            weights = visible_softmax(scores, ~hidden_keys, masked=True)
+        else:
+            weights = scores.masked_fill(hidden_keys, float("-inf")).softmax(dim=-1)
         mixed: Tensor = weights @ v
         return mixed.transpose(1, 2).reshape(batch, new, heads * head_dim)

@@ -29,7 +29,8 @@ class Rotary(nn.Module):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn x [B, S, heads, head_dim] by its positions' angles, cos and sin [S, head_dim]."""
+    """Turn the last axis of x by angles whose cosines and sines are cos and sin, broadcast to x:
+    [S, 1, head_dim] for x [B, S, heads, head_dim]."""
     half = x.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return x * cos[:, None, :] + turned * sin[:, None, :]
+    return x * cos + turned * sin
