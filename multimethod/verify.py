@@ -6,7 +6,9 @@ two and a half pieces of input, against the modules that they were made from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,18 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from mmpack.multimethod.agreement import require_same
+from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.compare import combinations, difference
 from mmpack.multimethod.compile.buffers import kept_buffers
+from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.model import load_model
+from mmpack.multimethod.compile.precision import least_sqnr
 from mmpack.multimethod.compile.unit import Unit, make_units
 from mmpack.multimethod.errors import VerifyError
 from mmpack.multimethod.flow.execute import Flow
+from mmpack.multimethod.flow.plan import Plan
 from mmpack.multimethod.flow.program import Program, load
+from mmpack.multimethod.noise import Noise, example_flow_inputs, judging_calls, resized
 from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.samples import random_inputs, random_tensor
 from mmpack.multimethod.spec import SpecFile, load_spec
@@ -32,16 +39,37 @@ from mmpack.multimethod.targets import BACKENDS
 @frozen
 class Checked:
     """How far one method, or flow, is from eager PyTorch: the largest error of any output, relative
-    as in `compare.difference`, where it was found, and what is allowed."""
+    as in `compare.difference`, where it was found, and what is allowed.
+
+    A quantized one is held to the signal-to-quantization-noise ratio of its worst output, `sqnr`,
+    of which `least_sqnr` is allowed, both in dB; `where` is of that output then, and `tolerance`
+    infinite.
+    """
 
     name: str
     error: float
     tolerance: float
     where: str
+    sqnr: float | None = None
+    least_sqnr: float | None = None
 
     @property
     def right(self) -> bool:
+        if self.least_sqnr is not None:
+            return self.sqnr is not None and self.sqnr >= self.least_sqnr
         return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        if self.least_sqnr is not None:
+            return (
+                f"{self.name}: {self.where} has a signal-to-quantization-noise ratio of "
+                f"{self.sqnr:.1f} dB against eager PyTorch, at least {self.least_sqnr:.1f} dB is "
+                "wanted"
+            )
+        return (
+            f"{self.name}: {self.where} is off by {self.error:.3g} from eager PyTorch, allowed "
+            f"{self.tolerance:.3g}"
+        )
 
 
 @frozen
@@ -56,13 +84,7 @@ class Verified:
         """Raise VerifyError that names everything that is not right."""
         wrong = [c for c in (*self.methods.values(), *self.flows) if not c.right]
         if wrong:
-            raise VerifyError(
-                "\n".join(
-                    f"{c.name}: {c.where} is off by {c.error:.3g} from eager PyTorch, "
-                    f"allowed {c.tolerance:.3g}"
-                    for c in wrong
-                )
-            )
+            raise VerifyError("\n".join(map(str, wrong)))
 
 
 def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = None) -> Verified:
@@ -77,9 +99,13 @@ def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = No
     require_same(program, spec_file, units)
     records = program.manifest.state if program.manifest is not None else ()
     private = {record.name: record.methods for record in records if not record.shared}
-    verified = verify_program(
-        path, spec_file, units, model, private, progress if progress is not None else Silent()
-    )
+    progress = progress if progress is not None else Silent()
+    signatures = {name: program.signature(name) for name in units}
+    plans = {name: flow.plan for name, flow in program.flows.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        tape = Path(folder) / "tape"
+        examples = record_examples(spec_file, model, units, signatures, plans, tape)
+        verified = verify_program(path, spec_file, units, model, private, progress, examples)
     verified.require_right()
     return verified
 
@@ -91,19 +117,24 @@ def verify_program(
     model: nn.Module,
     private: Mapping[str, tuple[str, ...]],
     progress: Progress,
+    examples: Examples = NO_EXAMPLES,
 ) -> Verified:
-    """Run all of a program, method by method and flow by flow, beside its model."""
+    """Run all of a program, method by method and flow by flow, beside its model. Quantized ones
+    are given `examples`."""
     flows = spec_file.spec.flow
     progress.stage("verify", len(units) + len(flows))
     program = load(path)
-    checked = verify_methods(program, units, model, private, progress)
+    checked = verify_methods(program, units, model, private, progress, examples)
     results = []
     for name in flows:
         progress.start(f"flow {name}")
         program.reset()
         ranges = _flow_ranges(spec_file, name, units)
-        tolerance = max(checked[step.run].tolerance for step in spec_file.steps[name] if step.run)
-        results.append(verify_flow(program.flow(name), model, ranges, tolerance))
+        steps = [checked[step.run] for step in spec_file.steps[name] if step.run]
+        tolerance = max(step.tolerance for step in steps)
+        least = _least_of_flow(flows[name].sqnr, steps)
+        given = example_flow_inputs(program.flow(name).plan, examples) if least else []
+        results.append(verify_flow(program.flow(name), model, ranges, tolerance, least, given))
         progress.done(f"flow {name}")
     return Verified(checked, tuple(r for r in results if r is not None))
 
@@ -129,6 +160,7 @@ def verify_methods(
     model: nn.Module,
     private: Mapping[str, tuple[str, ...]],
     progress: Progress,
+    examples: Examples = NO_EXAMPLES,
 ) -> dict[str, Checked]:
     """Run every method of `units` in `program` and eagerly, and compare.
 
@@ -149,9 +181,13 @@ def verify_methods(
                     progress.start(unit.name)
                 for name, buffer in buffers.items():
                     buffer.copy_(own[unit.name][name])
-                found = _verify_method(program, unit, seed=1 + again)
+                least = least_sqnr(unit)
+                if least is None:
+                    found = _verify_method(program, unit, seed=1 + again)
+                else:
+                    found = _verify_quantized(program, unit, least, examples, seed=1 + again)
                 own[unit.name] = {n: b.detach().clone() for n, b in buffers.items()}
-                if not again or found.error > checked[unit.name].error:
+                if not again or _worse(found, checked[unit.name]):
                     checked[unit.name] = found
                 if not again:
                     progress.done(unit.name)
@@ -184,11 +220,67 @@ def _verify_method(program: Program, unit: Unit, seed: int) -> Checked:
     return Checked(unit.name, worst, tolerance, where)
 
 
+def _verify_quantized(
+    program: Program, unit: Unit, least: float, examples: Examples, seed: int
+) -> Checked:
+    """Judged by calls that calibration recorded, each dim at every size to try; by random ones if
+    there are none, which only a precision without calibration can stand."""
+    calls = judging_calls(unit, examples)
+    generator = torch.Generator().manual_seed(seed)
+    worst, where, largest = math.inf, "", 0.0
+    for sizes in combinations(unit.dims):
+        if calls:
+            tried = resized(examples, calls, unit.inputs, sizes)
+        else:
+            tried = iter(
+                [random_inputs(unit.inputs, sizes, unit.ranges, generator) for _ in range(2)]
+            )
+        noises: dict[str, Noise] = {}
+        for inputs in tried:
+            with torch.no_grad():
+                expected = pytree.tree_leaves(unit.module(*[i.clone() for i in inputs]))
+            got = program.run_method(unit.name, *inputs)
+            if len(expected) != len(got):
+                where = f"{len(got)} outputs, where eager PyTorch gives {len(expected)},"
+                return Checked(unit.name, math.inf, math.inf, where, -math.inf, least)
+            for name, e, g in zip(got._fields, expected, got, strict=True):
+                noises.setdefault(name, Noise()).add(e, g)
+                largest = max(largest, difference(e, g))
+        place = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        for name, noise in noises.items():
+            if noise.sqnr < worst or not where:
+                worst, where = noise.sqnr, f"output {name!r}" + (f" at {place}" if place else "")
+    return Checked(unit.name, largest, math.inf, where, worst, least)
+
+
+def _worse(one: Checked, other: Checked) -> bool:
+    if one.sqnr is not None and other.sqnr is not None:
+        return one.sqnr < other.sqnr
+    return one.error > other.error
+
+
+def _least_of_flow(own: float | None, steps: Sequence[Checked]) -> float | None:
+    """What a flow is held to if some of its steps are quantized: their noise adds up, so with four
+    of one precision it is four times, 6 dB more than, that of one."""
+    floors = [step.least_sqnr for step in steps if step.least_sqnr is not None]
+    if not floors:
+        return None
+    return own if own is not None else min(floors) - 10 * math.log10(len(floors))
+
+
 def verify_flow(
-    flow: Flow, model: nn.Module, ranges: Mapping[str, tuple[int, int]], tolerance: float
+    flow: Flow,
+    model: nn.Module,
+    ranges: Mapping[str, tuple[int, int]],
+    tolerance: float,
+    least: float | None = None,
+    examples: Sequence[Mapping[str, Any]] = (),
 ) -> Checked | None:
-    """Run a flow on two and a half pieces of random input and compare it with the model's own
-    method of the name `reference`. None if the flow names no reference."""
+    """Run a flow on two and a half pieces of random input, or on examples, and compare it with the
+    model's own method of the name `reference`. None if the flow names no reference.
+
+    least: the least signal-to-quantization-noise ratio, for a flow with quantized steps.
+    """
     plan = flow.plan
     if plan.reference == "none":
         return None
@@ -198,6 +290,35 @@ def verify_flow(
             f"flow {plan.name!r}: the model has no method {plan.reference!r} to compare with; "
             "`reference: none` does without"
         )
+    errors: dict[str, float] = {}
+    noises: dict[str, Noise] = {}
+    lengths = set()
+    for inputs in examples or [_random_flow_inputs(plan, ranges)]:
+        expected = _reference_outputs(plan, reference, model, inputs)
+        got = flow.run(**dict(inputs))
+        if len(expected) != len(got):
+            raise VerifyError(
+                f"flow {plan.name!r}: gives {len(got)} outputs, the model's {plan.reference} "
+                f"{len(expected)}"
+            )
+        for n, e, g in zip(got._fields, expected, got, strict=True):
+            errors[n] = max(errors.get(n, 0.0), difference(e, g))
+            noises.setdefault(n, Noise()).add(e, g)
+        name, cut = next(iter(plan.cuts.items()))
+        lengths.add(inputs[name].shape[cut.axis])
+    rows = "..".join(str(n) for n in sorted({min(lengths), max(lengths)}))
+    if least is not None:
+        worst = min(noises, key=lambda n: noises[n].sqnr)
+        where = f"output {worst!r} at {rows} rows"
+        sqnr = noises[worst].sqnr
+        return Checked(f"flow {plan.name}", errors[worst], math.inf, where, sqnr, least)
+    worst = max(errors, key=lambda n: errors[n])
+    return Checked(
+        f"flow {plan.name}", errors[worst], tolerance, f"output {worst!r} at {rows} rows"
+    )
+
+
+def _random_flow_inputs(plan: Plan, ranges: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
     length = max(2 * plan.size + plan.size // 2, 3)
     length = min([length, *(cache.dim.max for cache in plan.caches.values())])
     generator = torch.Generator().manual_seed(1)
@@ -205,22 +326,17 @@ def verify_flow(
     for name, cut in plan.cuts.items():
         shape = [length if a == cut.axis else int(s) for a, s in enumerate(cut.value.shape or ())]
         inputs[name] = random_tensor(cut.value.dtype, tuple(shape), ranges.get(name), generator)
+    return inputs
+
+
+def _reference_outputs(
+    plan: Plan, reference: Any, model: nn.Module, inputs: Mapping[str, Any]
+) -> list[torch.Tensor]:
     with torch.no_grad(), kept_buffers(model):
         try:
-            expected = [leaf.clone() for leaf in pytree.tree_leaves(reference(**inputs))]
+            return [leaf.clone() for leaf in pytree.tree_leaves(reference(**inputs))]
         except Exception as error:
             raise VerifyError(
                 f"flow {plan.name!r}: running the model's {plan.reference} on {', '.join(inputs)} "
                 f"failed: {type(error).__name__}: {error}; `reference: none` does without"
             ) from error
-    got = flow.run(**inputs)
-    if len(expected) != len(got):
-        raise VerifyError(
-            f"flow {plan.name!r}: gives {len(got)} outputs, the model's {plan.reference} "
-            f"{len(expected)}"
-        )
-    errors = {n: difference(e, g) for n, e, g in zip(got._fields, expected, got, strict=True)}
-    worst = max(errors, key=lambda n: errors[n])
-    return Checked(
-        f"flow {plan.name}", errors[worst], tolerance, f"output {worst!r} at {length} rows"
-    )

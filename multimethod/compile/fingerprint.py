@@ -32,6 +32,8 @@ OWN_CODE = (
     "compile/guards.py",
     "compile/lower.py",
     "compile/objects.py",
+    "compile/quantize.py",
+    "compile/scales.py",
     "compile/state.py",
     "compile/unit.py",
     "compile/unused.py",
@@ -97,5 +99,6 @@ def _versions() -> dict[str, Any]:
         "python": list(sys.version_info[:2]),
         "torch": torch.__version__,
         "executorch": installed("executorch"),
+        "torchao": installed("torchao"),
         "mmpack": [[path.name, hash_file(path)] for path in own],
     }

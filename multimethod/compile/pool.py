@@ -72,7 +72,8 @@ class _Pool:
         try:
             while (job := self._next()) is not None:
                 if worker is not None and worker.environment != job.environment:
-                    worker = self._close(worker)
+                    self._close(worker)
+                    worker = None
                 with self._lock:
                     if self._stopped:
                         return

@@ -26,7 +26,7 @@ from mmpack.multimethod.compile.model import (
 from mmpack.multimethod.errors import nearest
 from mmpack.multimethod.signature import Dim, ValueSpec
 from mmpack.multimethod.spec import SpecFile
-from mmpack.multimethod.spec.records import InputSpec, MethodSpec
+from mmpack.multimethod.spec.records import InputSpec, MethodSpec, TargetSpec
 
 
 class Positional(nn.Module):
@@ -106,9 +106,15 @@ def make_units(spec_file: SpecFile, model: nn.Module) -> dict[str, Unit]:
             dims={d: spec.dims[d] for i in inputs for d in i.shape or () if isinstance(d, str)},
             ranges=ranges,
             backend=target.backend,
-            options=target.options,
+            options=_options(method, target),
         )
     return units
+
+
+def _options(method: MethodSpec, target: TargetSpec) -> dict[str, Any]:
+    """The target's, with the method's own precision in the place of the target's."""
+    own = {} if method.precision is None else {"precision": method.precision}
+    return {**target.options, **own}
 
 
 def _wrapped(

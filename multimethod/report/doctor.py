@@ -22,6 +22,7 @@ PACKAGES = (
     "ruamel.yaml",
     "safetensors",
     "sympy",
+    "torchao",
 )
 
 

@@ -81,6 +81,28 @@ class Backend(ABC):
         a right answer."""
 
     @classmethod
+    def sqnr(cls, options: Any) -> float | None:
+        """Least signal-to-quantization-noise ratio, in dB, that is still a right answer; None for
+        a precision that is not quantized, which is held to `tolerance`."""
+        return None
+
+    @classmethod
+    def calibrated(cls, options: Any) -> bool:
+        """Whether the precision takes the ranges of activations from example inputs."""
+        return False
+
+    @classmethod
+    def quantizer(cls, options: Any) -> Any:
+        """What annotates an exported program for PT2E quantization (a torchao `Quantizer`), or
+        None. Asked in the process that lowers, started with `environment`."""
+        return None
+
+    @classmethod
+    def linear_weights(cls, options: Any) -> Any:
+        """What torchao's `quantize_` is to do to linear layers (an `AOBaseConfig`), or None."""
+        return None
+
+    @classmethod
     def refuses(
         cls,
         options: Any,
