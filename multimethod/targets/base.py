@@ -32,6 +32,12 @@ class Availability:
     remedy: str | None = None
 
 
+def in_blocks(_: Any, __: Any, group: int) -> None:
+    """Validator of an option that says how many weights share a scale."""
+    if group < 32 or group % 32:
+        raise ValueError(f"group: expected a multiple of 32, got {group}")
+
+
 class Backend(ABC):
     """One backend. Its options are the fields of `Options`, an attrs record."""
 

@@ -10,16 +10,11 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from mmpack.multimethod.targets.base import Availability, Backend
+from mmpack.multimethod.targets.base import Availability, Backend, in_blocks
 from mmpack.multimethod.versions import requirement
 
 SQNR = {"8a8w": 20.0, "8da8w": 30.0, "8da4w": 15.0}
 """Quantized precision -> least ratio in dB; see the README for what was measured."""
-
-
-def _in_blocks(_: Any, __: Any, group: int) -> None:
-    if group < 32 or group % 32:
-        raise ValueError(f"expected a multiple of 32, got {group}")
 
 
 @frozen
@@ -31,7 +26,7 @@ class Options:
     """
 
     precision: Literal["fp32", "8a8w", "8da8w", "8da4w"] = "fp32"
-    group: int = field(default=32, validator=_in_blocks)
+    group: int = field(default=32, validator=in_blocks)
 
 
 class Xnnpack(Backend):
