@@ -5,6 +5,7 @@ check -> units -> compile (cached, in worker processes) -> link -> verify -> mov
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,9 @@ import torch
 from attrs import frozen
 from torch import nn
 
+from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.compile.cache import Cache
+from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.sources import hash_file
@@ -39,7 +42,8 @@ from mmpack.multimethod.versions import installed
 
 @frozen
 class MethodReport:
-    """A row of the table that ends a build. `error` is None if the build did not verify."""
+    """A row of the table that ends a build. `error` is None if the build did not verify, `sqnr` (in
+    dB) also where nothing is quantized."""
 
     signature: Signature
     target: str
@@ -48,6 +52,9 @@ class MethodReport:
     size: int
     cached: bool
     error: float | None
+    precision: str | None = None
+    quantized: bool = False
+    sqnr: float | None = None
 
 
 @frozen
@@ -123,7 +130,9 @@ def _verify(parts: _Parts, model: nn.Module, target: Path, progress: Progress) -
         _link(parts, None, path)
         progress.done("")
         private = parts.state.private
-        return verify_program(path, parts.spec_file, parts.units, model, private, progress)
+        return verify_program(
+            path, parts.spec_file, parts.units, model, private, progress, parts.examples
+        )
 
 
 def _doubtful(parts: _Parts, verified: Verified) -> frozenset[str]:
@@ -158,13 +167,15 @@ class _Parts:
     signatures: Mapping[str, Signature]
     objects: Objects
     state: State
+    examples: Examples
 
 
 def _sources(spec_file: SpecFile) -> list[Path]:
     """The files that a spec names, and the spec itself."""
     model = spec_file.spec.model
-    named = [model.factory, model.weights, spec_file.spec.sample]
+    named = [model.factory, model.weights, spec_file.spec.sample, spec_file.spec.calibration]
     named += [method.wrapper for method in spec_file.methods.values()]
+    named += [method.calibration for method in spec_file.methods.values()]
     paths = [spec_file.folder / n.partition(":")[0] for n in named if isinstance(n, str)]
     return [spec_file.path, *paths]
 
@@ -204,9 +215,11 @@ def _compile(
     signatures = {name: f.signature for name, f in facts.items()}
     state = decide(spec_file, {name: f.touched for name, f in facts.items()})
     # Every edge, before anything is compiled.
-    plans = [plan_flow(spec_file, name, signatures, state) for name in spec_file.spec.flow]
-    require_one_rotation(spec_file, units, plans)
-    return _Parts(spec_file, units, signatures, compiler.compile_all(state, jobs), state)
+    plans = {n: plan_flow(spec_file, n, signatures, state) for n in spec_file.spec.flow}
+    require_one_rotation(spec_file, units, plans.values())
+    examples = record_examples(spec_file, model, units, signatures, plans, store.scratch("tape"))
+    objects = compiler.compile_all(state, jobs, signatures, examples)
+    return _Parts(spec_file, units, signatures, objects, state, examples)
 
 
 def _link(parts: _Parts, verified: Verified | None, output: Path) -> LinkReport:
@@ -258,14 +271,25 @@ def _record(parts: _Parts, name: str, verified: Verified | None) -> MethodRecord
         left=made.figures["left"],
         key=made.key,
         error=checked.error if checked is not None else None,
-        tolerance=checked.tolerance if checked is not None else None,
+        tolerance=_finite(checked.tolerance) if checked is not None else None,
         verified=checked is not None,
+        sqnr=_finite(checked.sqnr) if checked is not None else None,
+        least_sqnr=checked.least_sqnr if checked is not None else None,
+        scales=made.figures.get("scales", []),
         extra={"ranges": {n: list(r) for n, r in unit.ranges.items()}},
     )
 
 
+def _finite(number: float | None) -> float | None:
+    """JSON has no infinity."""
+    return number if number is not None and math.isfinite(number) else None
+
+
 def _row(parts: _Parts, name: str, report: LinkReport, verified: Verified | None) -> MethodReport:
     figures = parts.objects.by_name[name].figures
+    checked = verified.methods[name] if verified is not None else None
+    backend = BACKENDS[parts.units[name].backend]
+    options = backend.options(parts.units[name].options)
     return MethodReport(
         signature=parts.signatures[name],
         target=parts.units[name].spec.target,
@@ -273,5 +297,8 @@ def _row(parts: _Parts, name: str, report: LinkReport, verified: Verified | None
         delegated=figures["delegated"],
         size=report.methods[name],
         cached=name not in parts.objects.compiled,
-        error=verified.methods[name].error if verified is not None else None,
+        error=checked.error if checked is not None else None,
+        precision=getattr(options, "precision", None),
+        quantized=backend.sqnr(options) is not None,
+        sqnr=checked.sqnr if checked is not None else None,
     )

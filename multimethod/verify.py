@@ -6,7 +6,9 @@ two and a half pieces of input, against the modules that they were made from.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,17 +18,21 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from mmpack.multimethod.agreement import require_same
+from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.compare import combinations, difference
 from mmpack.multimethod.compile.buffers import kept_buffers
+from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.model import load_model
+from mmpack.multimethod.compile.precision import least_sqnr
 from mmpack.multimethod.compile.rehearse import shown_inputs
 from mmpack.multimethod.compile.unit import Unit, make_units
 from mmpack.multimethod.compile.users_code import users_code
 from mmpack.multimethod.errors import CallError, ExecutionError, FlowError, VerifyError
 from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.program import Program, load
+from mmpack.multimethod.noise import Noise, example_flow_inputs, judging_calls, resized
 from mmpack.multimethod.progress import Progress, Silent
-from mmpack.multimethod.reference import NOTHING, flow_inputs, flow_length, run_reference
+from mmpack.multimethod.reference import NOTHING, flow_inputs, run_reference
 from mmpack.multimethod.room import require_verifiable
 from mmpack.multimethod.samples import random_inputs
 from mmpack.multimethod.spec import SpecFile, load_spec
@@ -40,6 +46,10 @@ class Checked:
     as in `compare.difference`, where it was found, and what is allowed. A flow without a reference
     is not compared, and has no error.
 
+    A quantized one is held to the signal-to-quantization-noise ratio of its worst output, `sqnr`,
+    of which `least_sqnr` is allowed, both in dB; `where` is of that output then, and `tolerance`
+    infinite.
+
     place: file, line and column of the spec where the method or flow stands.
     """
 
@@ -48,6 +58,8 @@ class Checked:
     tolerance: float
     where: str
     place: str = ""
+    sqnr: float | None = None
+    least_sqnr: float | None = None
 
     @property
     def compared(self) -> bool:
@@ -55,7 +67,24 @@ class Checked:
 
     @property
     def right(self) -> bool:
-        return self.error is None or self.error <= self.tolerance
+        if self.error is None:
+            return True
+        if self.least_sqnr is not None:
+            return self.sqnr is not None and self.sqnr >= self.least_sqnr
+        return self.error <= self.tolerance
+
+    def __str__(self) -> str:
+        place = f"{self.place}: " if self.place else ""
+        if self.least_sqnr is not None:
+            return (
+                f"{place}{self.name}: {self.where} has a signal-to-quantization-noise ratio of "
+                f"{self.sqnr:.1f} dB against eager PyTorch, at least {self.least_sqnr:.1f} dB is "
+                "wanted"
+            )
+        return (
+            f"{place}{self.name}: {self.where} is off by {self.error:.3g} from eager PyTorch, "
+            f"allowed {self.tolerance:.3g}"
+        )
 
 
 @frozen
@@ -69,13 +98,7 @@ class Verified:
         """Raise VerifyError that names everything that is not right."""
         wrong = [c for c in (*self.methods.values(), *self.flows) if not c.right]
         if wrong:
-            raise VerifyError(
-                "\n".join(
-                    f"{c.place}{': ' if c.place else ''}{c.name}: {c.where} is off by "
-                    f"{c.error:.3g} from eager PyTorch, allowed {c.tolerance:.3g}"
-                    for c in wrong
-                )
-            )
+            raise VerifyError("\n".join(map(str, wrong)))
 
 
 def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = None) -> Verified:
@@ -90,9 +113,13 @@ def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = No
     require_same(program, spec_file, units)
     records = program.manifest.state if program.manifest is not None else ()
     private = {record.name: record.methods for record in records if not record.shared}
-    verified = verify_program(
-        path, spec_file, units, model, private, progress if progress is not None else Silent()
-    )
+    progress = progress if progress is not None else Silent()
+    signatures = {name: program.signature(name) for name in units}
+    plans = {name: flow.plan for name, flow in program.flows.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        tape = Path(folder) / "tape"
+        examples = record_examples(spec_file, model, units, signatures, plans, tape)
+        verified = verify_program(path, spec_file, units, model, private, progress, examples)
     verified.require_right()
     return verified
 
@@ -104,19 +131,25 @@ def verify_program(
     model: nn.Module,
     private: Mapping[str, tuple[str, ...]],
     progress: Progress,
+    examples: Examples = NO_EXAMPLES,
 ) -> Verified:
-    """Run all of a program, method by method and flow by flow, beside its model."""
+    """Run all of a program, method by method and flow by flow, beside its model. Quantized ones
+    are given `examples`."""
     flows = spec_file.spec.flow
     progress.stage("verify", len(units) + len(flows))
     program = load(path)
-    checked = verify_methods(program, units, model, private, progress)
+    checked = verify_methods(program, units, model, private, progress, examples)
     results = []
     for name in flows:
         progress.start(f"flow {name}")
         program.reset()
-        tolerance = max(checked[step.run].tolerance for step in spec_file.steps[name] if step.run)
+        steps = [checked[step.run] for step in spec_file.steps[name] if step.run]
+        tolerance = max(step.tolerance for step in steps)
+        least = _least_of_flow(flows[name].sqnr, steps)
+        flow = program.flow(name)
+        given = example_flow_inputs(flow.plan, examples) if least is not None else []
         with spec_place(spec_file, ("flow", name)):
-            results.append(verify_flow(program.flow(name), spec_file, units, model, tolerance))
+            results.append(verify_flow(flow, spec_file, units, model, tolerance, least, given))
         progress.done(f"flow {name}")
     return Verified(checked, tuple(results))
 
@@ -138,6 +171,7 @@ def verify_methods(
     model: nn.Module,
     private: Mapping[str, tuple[str, ...]],
     progress: Progress,
+    examples: Examples = NO_EXAMPLES,
 ) -> dict[str, Checked]:
     """Run every method of `units` in `program` and eagerly, and compare.
 
@@ -158,17 +192,17 @@ def verify_methods(
                     progress.start(unit.name)
                 for name, buffer in buffers.items():
                     buffer.copy_(own[unit.name][name])
+                least = least_sqnr(unit)
                 with spec_place(unit.spec_file, unit.place()):
-                    found = _verify_method(program, unit, seed=1 + again)
+                    if least is None:
+                        found = _verify_method(program, unit, seed=1 + again)
+                    else:
+                        found = _verify_quantized(program, unit, least, examples, seed=1 + again)
                 own[unit.name] = {n: b.detach().clone() for n, b in buffers.items()}
                 checked[unit.name] = _worse(checked.get(unit.name, found), found)
                 if not again:
                     progress.done(unit.name)
     return checked
-
-
-def _worse(one: Checked, other: Checked) -> Checked:
-    return other if (other.error or 0.0) > (one.error or 0.0) else one
 
 
 def _verify_method(program: Program, unit: Unit, seed: int) -> Checked:
@@ -200,26 +234,93 @@ def _verify_method(program: Program, unit: Unit, seed: int) -> Checked:
     return Checked(unit.name, worst, tolerance, where, at)
 
 
+def _verify_quantized(
+    program: Program, unit: Unit, least: float, examples: Examples, seed: int
+) -> Checked:
+    """Judged by calls that calibration recorded, each dim at every size to try; by random ones if
+    there are none, which only a precision without calibration can stand."""
+    require_verifiable(unit, program.signature(unit.name).outputs)
+    calls = judging_calls(unit, examples)
+    at = _at(unit.spec_file, unit.place())
+    generator = torch.Generator().manual_seed(seed)
+    worst, where, largest = math.inf, "", 0.0
+    for sizes in combinations(unit.dims):
+        if calls:
+            tried = resized(examples, calls, unit.inputs, sizes)
+        else:
+            tried = iter(
+                [random_inputs(unit.inputs, sizes, unit.ranges, generator) for _ in range(2)]
+            )
+        noises: dict[str, Noise] = {}
+        for inputs in tried:
+            doing = f"{unit.label}running it on {shown_inputs(unit, sizes)}"
+            with torch.no_grad(), users_code(unit.spec_file, unit.place("inputs"), doing):
+                expected = pytree.tree_leaves(unit.module(*[i.clone() for i in inputs]))
+            got = program.run_method(unit.name, *inputs)
+            if len(expected) != len(got):
+                where = f"{len(got)} outputs, where eager PyTorch gives {len(expected)},"
+                return Checked(unit.name, math.inf, math.inf, where, at, -math.inf, least)
+            for name, e, g in zip(got._fields, expected, got, strict=True):
+                noises.setdefault(name, Noise()).add(e, g)
+                largest = max(largest, difference(e, g))
+        place = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        for name, noise in noises.items():
+            if noise.sqnr < worst or not where:
+                worst, where = noise.sqnr, f"output {name!r}" + (f" at {place}" if place else "")
+    return Checked(unit.name, largest, math.inf, where, at, worst, least)
+
+
+def _worse(one: Checked, other: Checked) -> Checked:
+    if one.sqnr is not None and other.sqnr is not None:
+        return other if other.sqnr < one.sqnr else one
+    return other if (other.error or 0.0) > (one.error or 0.0) else one
+
+
+def _least_of_flow(own: float | None, steps: Sequence[Checked]) -> float | None:
+    """What a flow is held to if some of its steps are quantized: their noise adds up, so with four
+    of one precision it is four times, 6 dB more than, that of one."""
+    floors = [step.least_sqnr for step in steps if step.least_sqnr is not None]
+    if not floors:
+        return None
+    return own if own is not None else min(floors) - 10 * math.log10(len(floors))
+
+
 def verify_flow(
     flow: Flow,
     spec_file: SpecFile,
     units: Mapping[str, Unit],
     model: nn.Module,
     tolerance: float,
+    least: float | None = None,
+    examples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> Checked:
-    """Run a flow on two and a half pieces of random input and compare it with the model's own
-    method of the name `reference`. One that names none is not compared."""
+    """Run a flow on two and a half pieces of random input, or on examples, and compare it with the
+    model's own method of the name `reference`. One that names none is not compared.
+
+    least: the least signal-to-quantization-noise ratio, for a flow with quantized steps.
+    """
     plan = flow.plan
     name, at = f"flow {plan.name}", _at(spec_file, ("flow", plan.name))
     if plan.reference == NOTHING:
         return Checked(name, None, tolerance, "not compared: its reference is none", at)
-    inputs = flow_inputs(spec_file, plan, units)
-    expected = run_reference(spec_file, plan, model, inputs)
-    got = flow.run(*inputs.values())
-    errors = {n: difference(e, g) for n, e, g in zip(got._fields, expected, got, strict=True)}
+    errors: dict[str, float] = {}
+    noises: dict[str, Noise] = {}
+    lengths = set()
+    for inputs in examples or [flow_inputs(spec_file, plan, units)]:
+        expected = run_reference(spec_file, plan, model, inputs)
+        got = flow.run(*inputs.values())
+        for n, e, g in zip(got._fields, expected, got, strict=True):
+            errors[n] = max(errors.get(n, 0.0), difference(e, g))
+            noises.setdefault(n, Noise()).add(e, g)
+        first, cut = next(iter(plan.cuts.items()))
+        lengths.add(inputs[first].shape[cut.axis])
+    rows = "..".join(str(n) for n in sorted({min(lengths), max(lengths)}))
+    if least is not None:
+        worst = min(noises, key=lambda n: noises[n].sqnr)
+        where = f"output {worst!r} at {rows} rows"
+        return Checked(name, errors[worst], math.inf, where, at, noises[worst].sqnr, least)
     worst = max(errors, key=lambda n: errors[n])
-    where = f"output {worst!r} at {flow_length(plan)} rows"
-    return Checked(name, errors[worst], tolerance, where, at)
+    return Checked(name, errors[worst], tolerance, f"output {worst!r} at {rows} rows", at)
 
 
 def _at(spec_file: SpecFile, keys: Keys) -> str:

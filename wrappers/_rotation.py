@@ -58,4 +58,5 @@ def hadamard(size: int) -> Tensor:
     matrix = torch.ones(1, 1)
     while len(matrix) < size:
         matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
-    return matrix.flip(1) * size**-0.5
+    turned: Tensor = matrix.flip(1) * size**-0.5
+    return turned

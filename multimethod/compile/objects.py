@@ -8,7 +8,9 @@ lowered.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from attrs import frozen
@@ -16,11 +18,14 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from mmpack.multimethod.compile.cache import Cache, Object
+from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
 from mmpack.multimethod.compile.fingerprint import Fingerprints, digest
 from mmpack.multimethod.compile.imports import places
 from mmpack.multimethod.compile.pool import run_jobs
+from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
 from mmpack.multimethod.compile.process import Answer, Job
+from mmpack.multimethod.compile.quantize import Plan, content_of, make_plan
 from mmpack.multimethod.compile.state import State, Touched
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.errors import CompileError, OutputError
@@ -85,8 +90,11 @@ class Compiler:
             self._progress.done(name, "cached" if known is not None else "")
         return facts
 
-    def compile_all(self, state: State, jobs: int) -> Objects:
-        """An object for every unit, compiling `jobs` at a time.
+    def compile_all(
+        self, state: State, jobs: int, signatures: Mapping[str, Signature], examples: Examples
+    ) -> Objects:
+        """An object for every unit, compiling `jobs` at a time. `examples` are those that
+        quantized units are calibrated with.
 
         Raises CompileError that names every method that failed, with its log; the objects of the
         others are in the cache by then.
@@ -94,13 +102,27 @@ class Compiler:
         self._progress.stage("compile", len(self._units))
         objects: dict[str, Object] = {}
         work: list[Job] = []
+        plans = {
+            name: make_plan(
+                signatures[name],
+                state.marks[name],
+                examples if is_calibrated(unit) else NO_EXAMPLES,
+            )
+            for name, unit in self._units.items()
+            if least_sqnr(unit) is not None
+        }
         keys = {
-            name: digest([self._prints[name], sorted(state.marks[name])]) for name in self._units
+            name: digest(
+                [self._prints[name], sorted(state.marks[name]), content_of(plans.get(name))]
+            )
+            for name in self._units
         }
 
         def finished(answer: Answer) -> None:
             name = answer.job.method
             answer.job.unit.unlink(missing_ok=True)
+            if answer.job.plan is not None:
+                answer.job.plan.unlink(missing_ok=True)
             if answer.error is None:
                 made = self._store.put_object(keys[name], answer.job.output, answer.figures)
                 objects[name] = made
@@ -112,19 +134,20 @@ class Compiler:
                 objects[name] = found
                 self._progress.done(name, "cached")
             else:
-                work.append(self._job(name, keys[name], state.marks[name]))
+                work.append(self._job(name, keys[name], state.marks[name], plans.get(name)))
         _require_all(run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished))
         return Objects(
             {name: objects[name] for name in self._units},
             frozenset(job.method for job in work),
         )
 
-    def _job(self, name: str, key: str, marks: frozenset[str]) -> Job:
+    def _job(self, name: str, key: str, marks: frozenset[str], plan: Plan | None) -> Job:
         """The unit written to a file, and what its worker must know besides."""
         unit = self._units[name]
         backend = BACKENDS[unit.backend]
         exported = self._exported.pop(name, None) or export(unit, self._names)
-        mark_as_state(exported.program, marks)
+        if plan is None:  # else it is done after quantization
+            mark_as_state(exported.program, marks)
         path = self._store.scratch(f"{key}.pt2")
         try:
             torch.export.save(exported.program, path)
@@ -146,7 +169,16 @@ class Compiler:
             log=self._store.log(name, key),
             imports=_registering(exported.program, unit.module),
             environment=backend.environment(backend.options(unit.options)),
+            plan=self._write_plan(plan, key) if plan is not None else None,
         )
+
+    def _write_plan(self, plan: Plan, key: str) -> Path:
+        path = self._store.scratch(f"{key}.json")
+        try:
+            path.write_text(json.dumps(PLAIN.unstructure(plan)))
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+        return path
 
 
 def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tuple[str, str], ...]:

@@ -25,6 +25,7 @@ class Job:
     imports: what registers the operators of the program that are not PyTorch's own: names of
     Python modules, and (folder to import from, file) for the user's files.
     environment: variables that the process which does this must have been started with.
+    plan: file with a `quantize.Plan`, for a program that is to be quantized first.
     """
 
     method: str
@@ -35,6 +36,7 @@ class Job:
     log: Path
     imports: tuple[str | tuple[str, str], ...] = ()
     environment: Mapping[str, str] = field(factory=dict)
+    plan: Path | None = None
 
 
 @frozen
@@ -82,6 +84,7 @@ class Worker:
             "log": str(job.log),
             "imports": job.imports,
             "threads": threads,
+            "plan": str(job.plan) if job.plan is not None else None,
         }
         try:
             self._process.stdin.write(json.dumps(line) + "\n")

@@ -30,7 +30,7 @@ from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.signature import Dim, ValueSpec
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.mistakes import Keys
-from mmpack.multimethod.spec.records import InputSpec, MethodSpec
+from mmpack.multimethod.spec.records import InputSpec, MethodSpec, TargetSpec
 
 
 class Positional(nn.Module):
@@ -168,8 +168,14 @@ def _unit(
         dims={d: spec.dims[d] for i in inputs for d in i.shape or () if isinstance(d, str)},
         ranges=ranges,
         backend=target.backend,
-        options=target.options,
+        options=_options(method, target),
     )
+
+
+def _options(method: MethodSpec, target: TargetSpec) -> dict[str, Any]:
+    """The target's, with the method's own precision in the place of the target's."""
+    own = {} if method.precision is None else {"precision": method.precision}
+    return {**target.options, **own}
 
 
 def _wrapped(

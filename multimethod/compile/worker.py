@@ -63,16 +63,16 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         import torch
 
         from mmpack.multimethod.compile.lower import lower
+        from mmpack.multimethod.compile.quantize import as_plain, quantize, read_plan
 
         torch.set_num_threads(job["threads"])
         _register(job["imports"])
-        lowered = lower(
-            torch.export.load(job["unit"]),
-            job["method"],
-            job["backend"],
-            job["options"],
-            Path(job["output"]),
-        )
+        method, backend, options = job["method"], job["backend"], job["options"]
+        program = torch.export.load(job["unit"])
+        scales: dict[Any, Any] = {}
+        if job["plan"] is not None:
+            program, scales = quantize(program, method, backend, options, read_plan(job["plan"]))
+        lowered = lower(program, method, backend, options, Path(job["output"]))
     except MmpackError as error:
         return {"error": str(error)}
     except OSError as error:
@@ -88,6 +88,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         "operators": lowered.operators,
         "delegated": lowered.delegated,
         "left": dict(lowered.left),
+        "scales": as_plain(scales),
     }
 
 

@@ -9,7 +9,8 @@ logits = decode.run(next_token, context=context).logits   # goes on where prefil
 from __future__ import annotations
 
 from collections import namedtuple
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from attrs import define, field
@@ -17,7 +18,12 @@ from torch import Tensor
 
 from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.flow.plan import POSITIONS, CacheSpec, Cut, Plan
-from mmpack.multimethod.runtime import Methods
+
+
+class Callables(Protocol):
+    """Methods by name; each takes its inputs by name and gives a named tuple."""
+
+    def __getitem__(self, name: str, /) -> Callable[..., Any]: ...
 
 
 @define
@@ -30,9 +36,9 @@ class Context:
 
 
 class Flow:
-    """A flow of a loaded program."""
+    """A flow of a loaded program, or of whatever `methods` are."""
 
-    def __init__(self, plan: Plan, methods: Methods) -> None:
+    def __init__(self, plan: Plan, methods: Callables) -> None:
         self.plan = plan
         self._methods = methods
         self._result = namedtuple(f"{plan.name}_outputs", list(plan.joins))  # type: ignore[misc]

@@ -39,6 +39,10 @@ class MethodRecord:
     key: content hash of the unit that the object was made from.
     error, tolerance: largest absolute error against eager PyTorch and what was allowed; None
     where nothing was compared. verified: it was compared and passed.
+    sqnr, least_sqnr: for a quantized method the signal-to-quantization-noise ratio of its worst
+    output, and the least that was allowed, in dB; an `sqnr` without noise is None.
+    scales: of a quantized method, [kind, name, scales] for each of its ends that is quantized:
+    kind is input, output or state, and a scale has `scale`, `zero_point`, `low`, `high`, `dtype`.
     """
 
     signature: Signature
@@ -53,6 +57,9 @@ class MethodRecord:
     error: float | None = None
     tolerance: float | None = None
     verified: bool = False
+    sqnr: float | None = None
+    least_sqnr: float | None = None
+    scales: list[Any] = field(factory=list)
     extra: dict[str, Any] = field(factory=dict)
 
 

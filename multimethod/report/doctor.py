@@ -23,6 +23,7 @@ PACKAGES = (
     "ruamel.yaml",
     "safetensors",
     "sympy",
+    "torchao",
 )
 
 

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 
 
 def build_table(report: BuildReport) -> Table:
-    """One row a method: target, inputs, share of operators delegated, size, max error."""
-    table = _table("method", "target", "inputs")
-    for title in ("delegated", "size", "max error"):
+    """One row a method: target, inputs, share of operators delegated, size, max error; and, if
+    some method is quantized, its precision and the ratio of signal to quantization noise."""
+    quantized = any(method.quantized for method in report.methods)
+    table = _table("method", "target", *(["precision"] if quantized else []), "inputs")
+    for title in ("delegated", "size", "max error", *(["SQNR"] if quantized else [])):
         table.add_column(title, justify="right", no_wrap=True)
     for method in report.methods:
         inputs = ", ".join(_input(value) for value in method.signature.inputs)
@@ -26,12 +28,24 @@ def build_table(report: BuildReport) -> Table:
         table.add_row(
             escape(method.signature.method),
             method.target,
+            *([method.precision or "–"] if quantized else []),
             escape(inputs),
             share,
             size(method.size),
             f"{method.error:.1e}" if method.error is not None else "not verified",
+            *([_decibels(method.sqnr)] if quantized else []),
         )
     return table
+
+
+def _agreement(flow: Checked) -> str:
+    if flow.sqnr is not None:
+        return f"SQNR {_decibels(flow.sqnr)}"
+    return f"max error {flow.error:.1e}"
+
+
+def _decibels(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{ratio:.1f} dB"
 
 
 def _input(value: ValueSpec) -> str:
@@ -52,6 +66,8 @@ def checked_table(checked: Iterable[Checked]) -> Table:
     for row in checked:
         error = "not compared" if row.error is None else f"{row.error:.1e}"
         allowed = "" if row.error is None else f"{row.tolerance:.0e}"
+        if row.least_sqnr is not None:
+            error, allowed = _decibels(row.sqnr), f"{row.least_sqnr:.1f} dB"
         table.add_row(escape(row.name), error, allowed, escape(row.where))
     return table
 
@@ -71,8 +87,8 @@ def build_summary(report: BuildReport) -> str:
     ]
     lines += [
         f"{flow.name} was not compared with the model: its reference is none"
-        if flow.error is None
-        else f"{flow.name} agrees with the model: max error {flow.error:.1e} ({flow.where})"
+        if not flow.compared
+        else f"{flow.name} agrees with the model: {_agreement(flow)} ({flow.where})"
         for flow in report.flows
     ]
     return "\n".join(lines)

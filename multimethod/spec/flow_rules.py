@@ -15,6 +15,7 @@ from mmpack.multimethod.spec.flow_walk import POSITIONS, Walk
 from mmpack.multimethod.spec.input_rules import wrong_dim_name
 from mmpack.multimethod.spec.mistakes import Finding, Findings, Keys
 from mmpack.multimethod.spec.partial import Draft
+from mmpack.multimethod.spec.precision_rules import check_sqnr
 from mmpack.multimethod.spec.records import FlowSpec, StepSpec
 
 
@@ -27,6 +28,7 @@ def check_flows(draft: Draft) -> Findings:
             message = f"expected a Python method of the model, or none; got {flow.reference!r}"
             yield Finding((*keys, "reference"), message)
         yield from _cut(flow, keys, draft)
+        yield from check_sqnr(flow.sqnr, (*keys, "sqnr"))
         if not flow.steps:
             yield Finding((*keys, "steps"), "expected at least one step")
         wrong_steps = list(_forms(flow.steps, (*keys, "steps")))

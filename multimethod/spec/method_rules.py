@@ -17,6 +17,12 @@ from mmpack.multimethod.spec.input_rules import (
 from mmpack.multimethod.spec.mistakes import Finding, Findings, Keys, unknown
 from mmpack.multimethod.spec.names import wrong_wrapper
 from mmpack.multimethod.spec.partial import Draft
+from mmpack.multimethod.spec.precision_rules import (
+    check_calibration,
+    check_precision,
+    check_sqnr,
+    method_options,
+)
 from mmpack.multimethod.spec.records import MethodSpec
 
 
@@ -36,9 +42,19 @@ def check_methods(
         if method.tolerance is not None and not 0 < method.tolerance < math.inf:
             message = f"expected a number above 0, got {method.tolerance}"
             yield Finding((*keys, "tolerance"), message)
+        yield from check_calibration(method.calibration, (*keys, "calibration"), folder)
+        yield from check_sqnr(method.sqnr, (*keys, "sqnr"))
         yield from _target(method, keys, draft)
-        if not wrong:
-            yield from _refused(method, keys, draft, backends, options)
+        if method.target in options:
+            backend = backends[draft.spec.targets[method.target].backend]
+            own, unknown_word = method_options(
+                method, keys, draft, backends, options[method.target]
+            )
+            yield from unknown_word
+            if own is not None:
+                yield from check_precision(method, keys, draft, backend, own, folder)
+            if own is not None and not wrong:
+                yield from _refused(method, keys, draft, backend, own)
 
 
 def _name(name: str, keys: Keys, draft: Draft) -> Findings:
@@ -97,15 +113,14 @@ def _refused(
     method: MethodSpec,
     keys: Keys,
     draft: Draft,
-    backends: Mapping[str, Any],
-    options: Mapping[str, Any],
+    backend: Any,
+    options: Any,
 ) -> Findings:
     """Whether the backend can take the method, as far as it can tell before it is compiled."""
-    if method.target not in options or (dims := _dims(method, draft)) is None:
+    if (dims := _dims(method, draft)) is None:
         return
-    backend = backends[draft.spec.targets[method.target].backend]
     inputs = method.inputs if isinstance(method.inputs, dict) else {}
-    if refusal := backend.refuses(options[method.target], method, inputs, dims):
+    if refusal := backend.refuses(options, method, inputs, dims):
         yield Finding((*keys, *refusal.at), refusal.message)
 
 

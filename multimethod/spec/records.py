@@ -60,6 +60,10 @@ class MethodSpec:
     outputs: names, in order; none given: `out`, or `out_0`, `out_1`, ….
     tolerance: largest error against eager PyTorch, relative to the output's root mean square or
         to an element that is larger; none given: the target's.
+    precision: a word of the backend, in place of the target's.
+    calibration: `file.py:callable` that yields inputs of this method, in place of the spec's.
+    sqnr: least signal-to-quantization-noise ratio of any output, in dB, for a quantized precision;
+        none given: the precision's.
     """
 
     module: str
@@ -71,6 +75,9 @@ class MethodSpec:
     axes: dict[str, dict[int, str]] = field(factory=dict)
     outputs: tuple[str, ...] = ()
     tolerance: float | None = None
+    precision: str | None = None
+    calibration: str | None = None
+    sqnr: float | None = None
     each: dict[str, tuple[int | str, ...]] = field(factory=dict)
 
 
@@ -113,18 +120,23 @@ class FlowSpec:
         index of each row) is always there for a step to take.
     outputs: names in the flow that the caller gets, cut inputs' axis joined again.
     reference: Python method of the model that the whole flow must equal ("none": no such thing).
+    sqnr: like a method's, where a step is quantized; none given: that of its steps, whose noise
+        adds up.
     """
 
     cut: dict[str, str]
     steps: tuple[StepSpec, ...]
     outputs: tuple[str, ...]
     reference: str = "forward"
+    sqnr: float | None = None
 
 
 @frozen
 class Spec:
     """A whole `spec.yaml`. `mmpack: 1` is its version. `sample` is the input of one run of the
-    whole model: `file.py:callable` that returns it, or name -> InputSpec for random values."""
+    whole model: `file.py:callable` that returns it, or name -> InputSpec for random values.
+    `calibration` is `file.py:callable` too: it yields inputs of the model (or of the methods that
+    flows name as their reference), from which quantized methods get the ranges of their values."""
 
     mmpack: int
     model: ModelSpec
@@ -132,6 +144,7 @@ class Spec:
     methods: dict[str, MethodSpec]
     dims: dict[str, Dim] = field(factory=dict)
     sample: dict[str, InputSpec] | str | None = None
+    calibration: str | None = None
     state: StateSpec = field(factory=StateSpec)
     flow: dict[str, FlowSpec] = field(factory=dict)
     constants: dict[str, int | float | bool | str] = field(factory=dict)

@@ -20,6 +20,7 @@ from mmpack.multimethod.spec.method_rules import check_methods
 from mmpack.multimethod.spec.mistakes import Finding, Findings, unknown
 from mmpack.multimethod.spec.names import wrong_factory, wrong_weights
 from mmpack.multimethod.spec.partial import Draft
+from mmpack.multimethod.spec.precision_rules import check_calibration
 from mmpack.multimethod.spec.structure import structure
 
 VERSION = 1
@@ -33,6 +34,7 @@ def check(
     yield from _version(draft)
     yield from _model(draft, folder)
     yield from _sample(draft, folder)
+    yield from check_calibration(draft.spec.calibration, ("calibration",), folder)
     yield from _dims(draft)
     yield from _targets(draft, backends, options)
     yield from check_methods(draft, folder, backends, options)

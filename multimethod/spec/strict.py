@@ -6,6 +6,7 @@ import re
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
+from mmpack.multimethod.errors import nearest
 from mmpack.multimethod.spec.scalars import trap, words
 from mmpack.multimethod.spec.wrong import Wrong
 
@@ -49,8 +50,10 @@ def literal(value: Any, kind: Any) -> Any:
     for choice in get_args(kind):
         if type(choice) is type(value) and choice == value:
             return choice
-    choices = ", ".join(str(choice) for choice in get_args(kind))
-    raise Wrong(f"expected one of {choices}; got {words(value)}")
+    choices = [str(choice) for choice in get_args(kind)]
+    hint = nearest(value, choices) if isinstance(value, str) else ""
+    close = hint if "did you mean" in hint else ""
+    raise Wrong(f"expected one of {', '.join(choices)}; got {words(value)}{close}")
 
 
 def is_scalar_union(kind: Any) -> bool:

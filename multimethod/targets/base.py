@@ -42,6 +42,12 @@ class Refusal:
     at: tuple[str | int, ...] = ("target",)
 
 
+def in_blocks(_: Any, __: Any, group: int) -> None:
+    """Validator of an option that says how many weights share a scale."""
+    if group < 32 or group % 32:
+        raise ValueError(f"group: expected a multiple of 32, got {group}")
+
+
 class Backend(ABC):
     """One backend. Its options are the fields of `Options`, an attrs record."""
 
@@ -104,6 +110,28 @@ class Backend(ABC):
     def tolerance(cls, options: Any) -> float:
         """Largest error against eager PyTorch, relative as in `compare.difference`, that is still
         a right answer."""
+
+    @classmethod
+    def sqnr(cls, options: Any) -> float | None:
+        """Least signal-to-quantization-noise ratio, in dB, that is still a right answer; None for
+        a precision that is not quantized, which is held to `tolerance`."""
+        return None
+
+    @classmethod
+    def calibrated(cls, options: Any) -> bool:
+        """Whether the precision takes the ranges of activations from example inputs."""
+        return False
+
+    @classmethod
+    def quantizer(cls, options: Any) -> Any:
+        """What annotates an exported program for PT2E quantization (a torchao `Quantizer`), or
+        None. Asked in the process that lowers, started with `environment`."""
+        return None
+
+    @classmethod
+    def linear_weights(cls, options: Any) -> Any:
+        """What torchao's `quantize_` is to do to linear layers (an `AOBaseConfig`), or None."""
+        return None
 
     @classmethod
     def refuses(

@@ -105,6 +105,7 @@ def run_here(
                 "output": str(job.output),
                 "threads": 1,
                 "imports": (),
+                "plan": str(job.plan) if job.plan is not None else None,
             }
         )
         answer = Answer(job, figures, figures.pop("error", None))

@@ -1,0 +1,305 @@
+"""Example inputs of methods, from example inputs of the model.
+
+The callable that a spec names under `calibration` yields inputs of the model. Each flow is run on
+them with eager modules in the place of its methods, so that every method is recorded with what it
+will be given: the same pieces, the same caches. A method of no flow is recorded by a hook on its
+submodule while the model runs; one with a callable of its own is given what that yields.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from mmpack.multimethod.compile.buffers import kept_buffers
+from mmpack.multimethod.compile.calls import NO_EXAMPLES, Call, Examples, Tape
+from mmpack.multimethod.compile.imports import importable
+from mmpack.multimethod.compile.model import model_error, resolve
+from mmpack.multimethod.compile.precision import least_sqnr
+from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.errors import CallError, FlowError, ModelError
+from mmpack.multimethod.flow.execute import Flow
+from mmpack.multimethod.flow.plan import Plan
+from mmpack.multimethod.runtime.arguments import Arguments
+from mmpack.multimethod.signature import Signature
+from mmpack.multimethod.spec import SpecFile
+from mmpack.multimethod.spec.mistakes import Keys
+
+HELD_BACK = 4
+"""Of the samples, every fourth is not calibrated with: the result is judged by it."""
+
+End = tuple[str, str]
+
+
+def record_examples(
+    spec_file: SpecFile,
+    model: nn.Module,
+    units: Mapping[str, Unit],
+    signatures: Mapping[str, Signature],
+    plans: Mapping[str, Plan],
+    tape: Path,
+) -> Examples:
+    """Run what `calibration` yields, and record the calls of every quantized method.
+
+    plans: the flows. tape: the file that the calls are written to.
+    Raises ModelError, with the spec's line, for a callable that fails or yields nothing or what
+    does not fit, and for a method that no sample reaches.
+    """
+    quantized = {name: unit for name, unit in units.items() if least_sqnr(unit) is not None}
+    own = {name: unit for name, unit in quantized.items() if unit.spec.calibration is not None}
+    rest = {name: unit for name, unit in quantized.items() if name not in own}
+    if spec_file.spec.calibration is None:
+        rest = {}  # dynamic ones; `check` has refused the others
+    if not own and not rest:
+        return NO_EXAMPLES
+    modules = (unit.module for unit in units.values())
+    with Tape(tape) as written, torch.no_grad(), kept_buffers(model, *modules):
+        recorder = _Recorder(units, signatures, quantized, written)
+        for name, unit in own.items():
+            _record_own(spec_file, recorder, name, str(unit.spec.calibration))
+        if rest:
+            _Run(spec_file, model, recorder, plans, rest).all_samples()
+    for name in [*own, *rest]:
+        if not recorder.calls[name]:
+            raise _unreached(spec_file, name, units[name], plans)
+    return recorder.examples()
+
+
+class _Recorder:
+    """Runs units eagerly, and notes the calls of some of them."""
+
+    def __init__(
+        self,
+        units: Mapping[str, Unit],
+        signatures: Mapping[str, Signature],
+        noted: Mapping[str, Unit],
+        tape: Tape,
+    ) -> None:
+        self.units = units
+        self.signatures = signatures
+        self.calls: dict[str, list[Call]] = {name: [] for name in noted}
+        self.held_back: dict[str, list[Call]] = {name: [] for name in noted}
+        self.ranges: dict[str, dict[End, tuple[float, float]]] = {name: {} for name in noted}
+        self.flows: dict[str, list[Call]] = {}
+        self.flows_held_back: dict[str, list[Call]] = {}
+        self.sample = 0
+        self._tape = tape
+        self._arguments = {name: Arguments(signature) for name, signature in signatures.items()}
+
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self.run(name, args, kwargs)
+
+    def run(self, name: str, args: Any, kwargs: Any) -> Any:
+        """Call a unit; the result is a tuple with the names of its outputs."""
+        signature = self.signatures[name]
+        inputs = list(self._arguments[name].accept(args, kwargs))
+        given = [tensor.clone() for tensor in inputs]
+        outputs = pytree.tree_leaves(self.units[name].module(*given))
+        if name in self.calls:
+            self._note(name, inputs, outputs)
+        return namedtuple(f"{name}_outputs", [v.name for v in signature.outputs], rename=True)(  # type: ignore[misc]
+            *outputs
+        )
+
+    def _note(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
+        call = self._tape.write(inputs)
+        if self._judges():
+            self.held_back[name].append(call)
+            return
+        self.calls[name].append(call)
+        signature, ranges = self.signatures[name], self.ranges[name]
+        for kind, values, tensors in (
+            ("input", signature.inputs, inputs),
+            ("output", signature.outputs, outputs),
+        ):
+            for value, tensor in zip(values, tensors, strict=True):
+                if tensor.is_floating_point():
+                    _widen(ranges, (kind, value.name), tensor)
+
+    def note_flow(self, name: str, inputs: Mapping[str, torch.Tensor]) -> None:
+        kind = self.flows_held_back if self._judges() else self.flows
+        kind.setdefault(name, []).append(self._tape.write(list(inputs.values())))
+
+    def _judges(self) -> bool:
+        return self.sample % HELD_BACK == HELD_BACK - 1
+
+    def examples(self) -> Examples:
+        flows = {**self.flows, **self.flows_held_back}
+        return Examples(
+            self._tape.path,
+            {name: tuple(calls) for name, calls in self.calls.items()},
+            {name: tuple(calls) for name, calls in self.held_back.items() if calls},
+            self.ranges,
+            {name: tuple(calls) for name, calls in flows.items()},
+        )
+
+
+class _Run:
+    """The model's samples, one after the other, through all that quantized methods are part of."""
+
+    def __init__(
+        self,
+        spec_file: SpecFile,
+        model: nn.Module,
+        recorder: _Recorder,
+        plans: Mapping[str, Plan],
+        wanted: Mapping[str, Unit],
+    ) -> None:
+        self.spec_file = spec_file
+        self.model = model
+        self.recorder = recorder
+        self.flows = {
+            name: Flow(plan, recorder)
+            for name, plan in plans.items()
+            if any(step.method in wanted for step in plan.steps)
+        }
+        stepped = {step.method for flow in self.flows.values() for step in flow.plan.steps}
+        self.hooked = {name: unit for name, unit in wanted.items() if name not in stepped}
+
+    def all_samples(self) -> None:
+        reference = self.spec_file.spec.calibration
+        assert reference is not None
+        where: Keys = ("calibration",)
+        for number, sample in enumerate(_samples(self.spec_file, reference, where)):
+            self.recorder.sample = number
+            args, kwargs = _arguments(sample)
+            with _blamed(self.spec_file, where, f"sample {number}"):
+                for name, flow in self.flows.items():
+                    inputs = self._of_flow(flow.plan, args, kwargs)
+                    if inputs is not None:
+                        flow.run(**inputs)
+                        self.recorder.note_flow(name, inputs)
+                if self.hooked:
+                    self._through_model(args, kwargs)
+
+    def _of_flow(
+        self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """A sample as the inputs that a flow cuts; None if it is no input of this flow."""
+        if args:
+            reference = getattr(self.model, plan.reference, self.model.forward)
+            try:
+                bound = inspect.signature(reference).bind(*args).arguments
+            except TypeError:
+                return None
+            kwargs = dict(bound)
+        if not plan.cuts.keys() <= kwargs.keys():
+            return None
+        return {name: kwargs[name] for name in plan.cuts}
+
+    def _through_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+        with ExitStack() as undo:
+            for name, unit in self.hooked.items():
+                undo.callback(_listen(name, unit, seen))
+            self.model(*args, **kwargs)
+        for name, given, named in seen:
+            self.recorder.run(name, given, named)
+
+
+def _listen(
+    name: str, unit: Unit, seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]]
+) -> Callable[[], None]:
+    """Note what a submodule is called with, by the names of its own parameters."""
+    module, call = unit.module.module, unit.module.call
+    signature = inspect.signature(getattr(module, call))
+
+    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        bound = signature.bind(*args, **kwargs).arguments
+        given = {n: v.clone() for n, v in bound.items() if isinstance(v, torch.Tensor)}
+        if unit.module.names is None:
+            seen.append((name, tuple(a.clone() for a in args), {}))
+        else:
+            seen.append((name, (), given))
+
+    if call == "forward":
+        hook = module.register_forward_pre_hook(
+            lambda _, args, kwargs: note(args, kwargs), with_kwargs=True
+        )
+        return hook.remove
+    original = getattr(module, call)
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        note(args, kwargs)
+        return original(*args, **kwargs)
+
+    object.__setattr__(module, call, spy)
+    return lambda: object.__delattr__(module, call)
+
+
+def _record_own(spec_file: SpecFile, recorder: _Recorder, name: str, reference: str) -> None:
+    where: Keys = ("methods", name, "calibration")
+    for number, sample in enumerate(_samples(spec_file, reference, where)):
+        recorder.sample = number
+        with _blamed(spec_file, where, f"sample {number}"):
+            recorder.run(name, *_arguments(sample))
+
+
+def _samples(spec_file: SpecFile, reference: str, where: Keys) -> Iterator[Any]:
+    """What the callable of a spec yields, with its failures told by the spec's line."""
+    factory = resolve(spec_file, reference, where)
+    with _blamed(spec_file, where, reference), importable(spec_file.folder):
+        made = iter(factory())
+    count = 0
+    while True:
+        with _blamed(spec_file, where, reference), importable(spec_file.folder):
+            try:
+                sample = next(made)
+            except StopIteration:
+                break
+        yield sample
+        count += 1
+    if not count:
+        raise model_error(spec_file, where, f"{reference} yields nothing to calibrate with")
+
+
+def _arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(sample, Mapping):
+        return (), dict(sample)
+    return (tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)), {}
+
+
+@contextmanager
+def _blamed(spec_file: SpecFile, where: Keys, what: str) -> Iterator[None]:
+    try:
+        yield
+    except ModelError:
+        raise
+    except (CallError, FlowError) as error:
+        raise model_error(spec_file, where, f"{what}: {error}") from error
+    except Exception as error:
+        message = f"{what} failed: {type(error).__name__}: {error}"
+        raise model_error(spec_file, where, message) from error
+
+
+def _widen(ranges: dict[End, tuple[float, float]], end: End, tensor: torch.Tensor) -> None:
+    finite = tensor[torch.isfinite(tensor)]
+    if finite.numel():
+        low, high = (float(value) for value in finite.aminmax())
+        before = ranges.get(end, (low, high))
+        ranges[end] = min(low, before[0]), max(high, before[1])
+
+
+def _unreached(spec_file: SpecFile, name: str, unit: Unit, plans: Mapping[str, Plan]) -> ModelError:
+    flows = [n for n, plan in plans.items() if any(s.method == name for s in plan.steps)]
+    if unit.spec.calibration is not None or flows:
+        wanted = " or ".join(
+            f"flow {n!r}, which takes {', '.join(map(repr, plans[n].cuts))}" for n in flows
+        )
+        message = f"no sample is an input of {wanted}, and method {name!r} is run by nothing else"
+        return model_error(spec_file, ("calibration",), message)
+    return model_error(
+        spec_file,
+        ("calibration",),
+        f"running the model on the samples never called {unit.spec.module or 'the model'!r}, from "
+        f"which method {name!r} is made; name a callable that yields its inputs: `calibration: "
+        "file.py:callable` there",
+    )

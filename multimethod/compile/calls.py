@@ -1,0 +1,110 @@
+"""Calls of methods on disk: the inputs that calibration saw, read back one call at a time.
+
+A tape is one file of bytes. Equal tensors are written once, whichever method they belong to, so
+what feeds three methods takes the room of one; in memory there is never more than one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from attrs import field, frozen
+
+from mmpack.multimethod.compile.describe import hash_tensor
+from mmpack.multimethod.errors import OutputError
+
+
+@frozen
+class Place:
+    """Where a tensor is on a tape, what it is, and the hash of its content."""
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    hash: str
+
+
+Call = tuple[Place, ...]
+"""The inputs of one call, in call order."""
+
+
+class Tape:
+    """A file that is written to and read from: `with Tape(path) as tape: call = tape.write(…)`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[str, Place] = {}
+        try:
+            self._file = path.open("wb")
+        except OSError as error:
+            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def write(self, tensors: Sequence[torch.Tensor]) -> Call:
+        return tuple(self._place(tensor) for tensor in tensors)
+
+    def _place(self, tensor: torch.Tensor) -> Place:
+        content = hash_tensor(tensor)
+        if content not in self._known:
+            flat = tensor.detach().contiguous().reshape(-1)
+            place = Place(
+                self._file.tell(),
+                str(tensor.dtype).removeprefix("torch."),
+                tuple(tensor.shape),
+                content,
+            )
+            try:
+                self._file.write(flat.view(torch.uint8).numpy().data)
+            except OSError as error:
+                raise OutputError(f"{self.path} cannot be written: {error.strerror}") from error
+            self._known[content] = place
+        return self._known[content]
+
+
+def read_calls(path: Path, calls: Sequence[Call]) -> Iterator[list[torch.Tensor]]:
+    """The inputs of each call, read when its turn comes."""
+    with path.open("rb") as file:
+        for call in calls:
+            yield [_read(file, place) for place in call]
+
+
+def _read(file: Any, place: Place) -> torch.Tensor:
+    dtype: torch.dtype = getattr(torch, place.dtype)
+    tensor = torch.empty(place.shape, dtype=dtype)
+    file.seek(place.offset)
+    if tensor.numel():
+        file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return tensor
+
+
+@frozen
+class Examples:
+    """What calibration recorded of some methods, by name.
+
+    calls: those that ranges are taken from. held_back: those that the result is judged by.
+    ranges: least and largest value at the ends of a method, see `scales.End`.
+    flows: inputs of whole flows, by the flow's name, in the order of its cut inputs.
+    """
+
+    tape: Path
+    calls: Mapping[str, tuple[Call, ...]]
+    held_back: Mapping[str, tuple[Call, ...]]
+    ranges: Mapping[str, Mapping[tuple[str, str], tuple[float, float]]]
+    flows: Mapping[str, tuple[Call, ...]] = field(factory=dict)
+
+
+NO_EXAMPLES = Examples(Path(), {}, {}, {})
