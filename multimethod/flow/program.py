@@ -5,7 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from mmpack.multimethod.errors import FlowError, nearest
+import cattrs
+
+from mmpack.multimethod.errors import FlowError, FormatError, nearest
 from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.plan import make_plan
 from mmpack.multimethod.plain import PLAIN
@@ -18,13 +20,14 @@ class Program(Methods):
 
     @cached_property
     def flows(self) -> dict[str, Flow]:
-        """The program's flows by name; {} for a program without a manifest."""
+        """The program's flows by name; {} for a program without a manifest. Raises FormatError
+        for what is no flow, FlowError for one that does not fit its methods."""
         declared = self.manifest.flow if self.manifest is not None else {}
         signatures = {name: self.signature(name) for name in self}
         flows = {}
         for name, plain in declared.items():
-            plan = make_plan(name, PLAIN.structure(plain, FlowSpec), signatures)
-            flows[name] = Flow(plan, self)
+            flow = _flow(plain, f"{self.path}: manifest: flow {name!r}")
+            flows[name] = Flow(make_plan(name, flow, signatures), self)
         return flows
 
     def flow(self, name: str) -> Flow:
@@ -32,6 +35,20 @@ class Program(Methods):
         if name not in self.flows:
             raise FlowError(f"{self.path}: no flow {name!r}{nearest(name, self.flows)}")
         return self.flows[name]
+
+
+def _flow(plain: object, where: str) -> FlowSpec:
+    """A flow out of a manifest, where it stands with its steps expanded."""
+    if not isinstance(plain, dict):
+        raise FormatError(f"{where}: a {type(plain).__name__}, expected a mapping")
+    try:
+        flow = PLAIN.structure(plain, FlowSpec)
+    except cattrs.BaseValidationError as error:
+        raise FormatError(f"{where}: " + "; ".join(cattrs.transform_error(error))) from error
+    for number, step in enumerate(flow.steps):
+        if step.run is None or step.steps or step.each:
+            raise FormatError(f"{where}: step {number} is not one call of one method")
+    return flow
 
 
 def load(path: str | Path, *, mmap: bool = False) -> Program:
