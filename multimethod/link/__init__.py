@@ -14,7 +14,7 @@ from mmpack.multimethod.link.manifest import (
     manifest_bytes,
     read_manifest,
 )
-from mmpack.multimethod.link.share import MethodSize, Sizes, sizes
+from mmpack.multimethod.link.method_sizes import MethodSize, Sizes, sizes
 from mmpack.multimethod.link.signatures import foreign_signature
 from mmpack.multimethod.link.write import write_pte
 

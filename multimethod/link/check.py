@@ -17,10 +17,10 @@ from typing import NoReturn
 
 from mmpack.multimethod.errors import FormatError
 from mmpack.multimethod.link.check_plan import PlanCheck
+from mmpack.multimethod.link.extents import delegate_extents
 from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.link.integrity import check_integrity
 from mmpack.multimethod.link.schema import SubsegmentOffsets
-from mmpack.multimethod.link.share import delegate_extents
 from mmpack.multimethod.link.xnnpack_blob import BACKEND, check_xnnpack
 
 

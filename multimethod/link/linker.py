@@ -17,7 +17,7 @@ from attrs import evolve, field, frozen
 
 from mmpack.multimethod.errors import LinkError
 from mmpack.multimethod.link.check import open_program
-from mmpack.multimethod.link.constants import constant_plan, is_constant
+from mmpack.multimethod.link.constant_methods import constant_plan, is_constant
 from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.link.manifest import (
     MANIFEST_KEY,
@@ -26,11 +26,11 @@ from mmpack.multimethod.link.manifest import (
     StateRecord,
     manifest_bytes,
 )
-from mmpack.multimethod.link.merge import merge_data
+from mmpack.multimethod.link.merge_data import merge_data
 from mmpack.multimethod.link.merge_manifest import merged_manifest
+from mmpack.multimethod.link.method_sizes import Sizes, sizes
 from mmpack.multimethod.link.names import method_names
 from mmpack.multimethod.link.schema import ExecutionPlan, Program
-from mmpack.multimethod.link.share import Sizes, sizes
 from mmpack.multimethod.link.state import StateRule, lay_out_state
 from mmpack.multimethod.link.write import write_pte
 from mmpack.multimethod.outputs import refuse_overwriting

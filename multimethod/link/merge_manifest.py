@@ -8,7 +8,7 @@ from typing import Any
 from attrs import evolve
 
 from mmpack.multimethod.errors import LinkError
-from mmpack.multimethod.link.constants import constant_of
+from mmpack.multimethod.link.constant_methods import constant_of
 from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.link.manifest import Constant, Manifest, MethodRecord, read_manifest
 from mmpack.multimethod.link.names import file_labels

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from mmpack.multimethod.link.check_calls import VIEW, nbytes
+from mmpack.multimethod.link.extents import external
 from mmpack.multimethod.link.operators import WRITTEN, arguments_of
 from mmpack.multimethod.link.schema import (
     DelegateCall,
@@ -28,7 +29,6 @@ from mmpack.multimethod.link.schema import (
     Tensor,
     TensorList,
 )
-from mmpack.multimethod.link.share import external
 from mmpack.multimethod.link.spans import Spans
 
 FILLS_BY_ROWS = "executorch_prim::et_copy_index"

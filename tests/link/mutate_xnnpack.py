@@ -12,11 +12,11 @@ from typing import Any
 import attrs
 
 from mmpack.multimethod.link.encode import encode
+from mmpack.multimethod.link.extents import delegate_extents
 from mmpack.multimethod.link.fields import Field, fields_of
 from mmpack.multimethod.link.file import Extent, PteFile
 from mmpack.multimethod.link.flatbuffer import decode
 from mmpack.multimethod.link.schema import DataLocation
-from mmpack.multimethod.link.share import delegate_extents
 from mmpack.multimethod.link.write import Piece, Segment, write_pte
 from mmpack.multimethod.link.xnnpack_blob import BACKEND
 from mmpack.multimethod.link.xnnpack_schema import Graph

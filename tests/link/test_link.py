@@ -12,13 +12,13 @@ from executorch.exir._serialize._program import deserialize_pte_binary
 
 from mmpack.multimethod.errors import FormatError, LinkError
 from mmpack.multimethod.link import PteFile, link, open_program, sizes, write_pte
+from mmpack.multimethod.link.extents import constant_extent, constant_sizes
 from mmpack.multimethod.link.schema import (
     BackendDelegateDataReference,
     BackendDelegateInlineData,
     Buffer,
     DataLocation,
 )
-from mmpack.multimethod.link.share import constant_extent, constant_sizes
 from mmpack.multimethod.link.write import Piece, Segment
 
 from .conftest import Pte, Stock, same

@@ -6,14 +6,14 @@ with open_program("model.pte") as file:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from attrs import frozen
 
-from mmpack.multimethod.link.check_calls import nbytes
+from mmpack.multimethod.link.extents import constant_extent, constant_sizes, delegate_extents
 from mmpack.multimethod.link.file import Extent, PteFile
 from mmpack.multimethod.link.integrity import PREFIX
-from mmpack.multimethod.link.schema import DataLocation, ExecutionPlan, Location, Span, Tensor
+from mmpack.multimethod.link.schema import ExecutionPlan
 from mmpack.multimethod.link.xnnpack_blob import BACKEND, keys_of
 
 
@@ -69,51 +69,6 @@ def sizes(file: PteFile) -> Sizes:
         everything += [*delegates, *constants]
         unused = {key: extent for key, extent in unused.items() if key not in keys}
     return Sizes(methods, covered(unused.values()), covered(everything))
-
-
-def delegate_extents(file: PteFile, plan: ExecutionPlan) -> Iterator[Extent]:
-    """Where the data of a plan's delegates are, in the order of the delegates."""
-    for delegate in plan.delegates or ():
-        assert delegate.processed is not None
-        index = delegate.processed.index
-        if delegate.processed.location == DataLocation.SEGMENT:
-            yield file.segments[index]
-        else:
-            data = (file.program.backend_delegate_data or [])[index].data
-            yield Extent(data.offset, data.size) if isinstance(data, Span) else Extent(0, 0)
-
-
-def constant_extent(file: PteFile, index: int, size: int) -> Extent:
-    """Where `size` bytes of constant `index` are, in a segment or in the flatbuffer."""
-    segment = file.program.constant_segment
-    if segment is not None and len(segment.offsets or ()) > 1:
-        offset = (segment.offsets or ())[index]
-        return Extent(file.segments[segment.segment_index].offset + offset, size)
-    storage = (file.program.constant_buffer or [])[index].storage
-    return Extent(storage.offset if isinstance(storage, Span) else 0, size)
-
-
-def constant_sizes(plans: Iterable[ExecutionPlan]) -> dict[int, int]:
-    """Bytes that plans use of each constant, by its index."""
-    used: dict[int, int] = {}
-    for tensor in tensors(plans):
-        if tensor.data_buffer_idx and tensor.allocation_info is None and not external(tensor):
-            index = tensor.data_buffer_idx
-            used[index] = max(used.get(index, 0), nbytes(tensor))
-    return used
-
-
-def tensors(plans: Iterable[ExecutionPlan]) -> Iterator[Tensor]:
-    for plan in plans:
-        for value in plan.values or ():
-            if isinstance(value.val, Tensor):
-                yield value.val
-
-
-def external(tensor: Tensor) -> bool:
-    """Whether a tensor's data are in another file (`.ptd`)."""
-    extra = tensor.extra_tensor_info
-    return extra is not None and extra.location == Location.EXTERNAL
 
 
 def covered(extents: Iterable[Extent]) -> int:

@@ -15,7 +15,7 @@ from mmpack.multimethod.link.write import Piece
 
 
 @define
-class Pool:
+class Blobs:
     """`pieces[i]` are the bytes of blob `i`."""
 
     pieces: list[Piece] = field(factory=list)

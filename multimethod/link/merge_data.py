@@ -16,10 +16,17 @@ from collections.abc import Sequence
 from attrs import define, evolve, field
 
 from mmpack.multimethod.errors import LinkError
+from mmpack.multimethod.link.blobs import Blobs
 from mmpack.multimethod.link.check_calls import nbytes
+from mmpack.multimethod.link.extents import (
+    constant_extent,
+    constant_sizes,
+    delegate_extents,
+    external,
+    tensors,
+)
 from mmpack.multimethod.link.file import Extent, PteFile
 from mmpack.multimethod.link.integrity import PREFIX
-from mmpack.multimethod.link.pool import Pool
 from mmpack.multimethod.link.schema import (
     BackendDelegateDataReference,
     BackendDelegateInlineData,
@@ -28,13 +35,6 @@ from mmpack.multimethod.link.schema import (
     NamedData,
     Program,
     SubsegmentOffsets,
-)
-from mmpack.multimethod.link.share import (
-    constant_extent,
-    constant_sizes,
-    delegate_extents,
-    external,
-    tensors,
 )
 from mmpack.multimethod.link.write import SEGMENT_ALIGNMENT, Piece, Segment
 
@@ -46,7 +46,7 @@ class Data:
     """Blobs by what refers to them: (file, index) -> blob for constants, initial data and the
     delegates' extents; key -> blob for named data."""
 
-    pool: Pool = field(factory=Pool)
+    blobs: Blobs = field(factory=Blobs)
     constants: dict[tuple[int, int], int] = field(factory=dict)
     initial: dict[tuple[int, int], int] = field(factory=dict)
     delegates: dict[tuple[int, Extent], int] = field(factory=dict)
@@ -65,7 +65,7 @@ class Data:
     def stored(self) -> int:
         """Bytes of constants, delegates and named data, equal ones counted once."""
         used = {*self.constants.values(), *self.delegates.values(), *self.named.values()}
-        return sum(self.pool.pieces[blob].size for blob in used)
+        return sum(self.blobs.pieces[blob].size for blob in used)
 
     def add_named(self, key: str, data: bytes) -> None:
         self._extra.append((key, data))
@@ -112,7 +112,7 @@ class Data:
         )
 
     def _lay_out(self) -> None:
-        pieces = self.pool.pieces
+        pieces = self.blobs.pieces
         referred = [*self.delegates.values(), *self.named.values()]
         blobs = list(dict.fromkeys(self.constants.values()))
         placed: list[tuple[int, Piece]] = []
@@ -143,7 +143,7 @@ class Data:
         placed: list[tuple[int, Piece]] = []
         offsets, end = [0], 0
         for number, blob in enumerate(dict.fromkeys(self.initial.values()), 1):
-            piece = self.pool.pieces[blob]
+            piece = self.blobs.pieces[blob]
             self._initial_index[blob] = number
             placed.append((end, piece))
             offsets.append(end)
@@ -156,7 +156,7 @@ class Data:
 def merge_data(files: Sequence[PteFile]) -> Data:
     """Collects the data of all files. LinkError where one key names different bytes."""
     data = Data(files=files)
-    add = data.pool.add
+    add = data.blobs.add
     owners: dict[str, PteFile] = {}
     for number, file in enumerate(files):
         plans = file.plans
