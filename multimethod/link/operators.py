@@ -5,7 +5,8 @@ operator's signature says: a number where a tensor belongs ends the process. So 
 a constant, which lies in memory that cannot be written. `TABLE` has every operator of the
 ExecuTorch wheel (a test makes it anew from there); an operator that is not in it is not checked.
 
-One letter an argument, `?` if it may be None:
+One letter an argument, `?` if it may be None. The last one is what the operator returns, for more
+than one tensor a list of them:
 
     T tensor             W tensor that is written    r result, of any kind
     L tensors            M tensors that are written  O tensors or None
@@ -86,31 +87,31 @@ TI?bF?Wr: aten::upsample_bilinear2d.vec_out
 TI?bWr: aten::any.dims_out
 TI?bbWr: aten::var.out
 TI?bi?Wr: aten::mean.out aten::sum.IntList_out
-TI?n?bWWrr: aten::var_mean.correction_out
+TI?n?bWWr: aten::var_mean.correction_out
 TI?n?bWr: aten::var.correction_out
-TIIIIbWWrr: aten::max_pool2d_with_indices.out
+TIIIIbWWr: aten::max_pool2d_with_indices.out
 TIIIbbi?Wr: aten::avg_pool2d.out
 TIIWr: aten::roll.out
 TIIi?Wr: aten::as_strided_copy.out
-TIT?T?fWWWrrr: aten::native_layer_norm.out
+TIT?T?fWWWr: aten::native_layer_norm.out
 TIWr: aten::_adaptive_avg_pool2d.out aten::flip.out aten::permute_copy.out
     aten::reflection_pad1d.out aten::reflection_pad2d.out aten::reflection_pad3d.out
     aten::repeat.out aten::replication_pad1d.out aten::replication_pad2d.out
     aten::replication_pad3d.out aten::squeeze_copy.dims_out aten::view_copy.out
 TIbWr: aten::amax.out aten::amin.out aten::expand_copy.out
 TIbf?f?Wr: aten::_upsample_bilinear2d_aa.out
-TIiM: aten::split_with_sizes_copy.out
+TIiMr: aten::split_with_sizes_copy.out
 TIibWr: aten::_fft_r2c.out
 TIiiWr: aten::_fft_c2r.out
 TInWr: aten::constant_pad_nd.out
 TIr: executorch_prim::et_view.default
 TOTbWr: aten::index_put.out
 TOWr: aten::index.Tensor_out
-TT?T?TTffWWWrrr: aten::_native_batch_norm_legit_no_training.out
-TT?T?WWbffWWWrrr: aten::_native_batch_norm_legit.out
+TT?T?TTffWWWr: aten::_native_batch_norm_legit_no_training.out
+TT?T?WWbffWWWr: aten::_native_batch_norm_legit.out
 TT?T?Wr: aten::clamp.Tensor_out
-TT?T?bffWWWrrr: aten::_native_batch_norm_legit.no_stats_out
-TT?T?iiiifWWWrrr: aten::native_group_norm.out
+TT?T?bffWWWr: aten::_native_batch_norm_legit.no_stats_out
+TT?T?iiiifWWWr: aten::native_group_norm.out
 TTIIIIbTWr: aten::max_pool2d_with_indices_backward.grad_input
 TTT?IIIbIiWr: aten::convolution.out
 TTT?Wr: aten::linear.out
@@ -120,10 +121,10 @@ TTT?iiTi?Wr: quantized_decomposed::embedding_2bit.dtype_out
     quantized_decomposed::embedding_4bit.dtype_out
     quantized_decomposed::embedding_byte.dtype_out
 TTT?iiiii?Wr: quantized_decomposed::dequantize_per_channel.out
-TTTI?IIIbIiBWWWrrr: aten::convolution_backward.out
+TTTI?IIIbIiBWWWr: aten::convolution_backward.out
 TTTT?Wr: quantized_decomposed::mixed_mm.out
 TTTT?i?Wr: quantized_decomposed::mixed_linear.out
-TTTTTTWWrr: llama::channelwise_gated_delta_rule.out llama::gated_delta_rule.out
+TTTTTTWWr: llama::channelwise_gated_delta_rule.out llama::gated_delta_rule.out
 TTTTTiiiiiisfWr: llama::quantized_moe_ffn.out
 TTTWWiiT?fbf?Wr: llama::sdpa_with_kv_cache.out
 TTTWr: aten::masked_scatter.out aten::where.self_out
@@ -168,29 +169,29 @@ TbI?Wr: dim_order_ops::_clone_dim_order.out dim_order_ops::_to_dim_order_copy.ou
 Tbi?Wr: aten::_to_copy.out
 Tf?Wr: aten::logit.out
 TfWr: aten::_pdist_forward.out
-Tfb?WWrr: aten::native_dropout.out
+Tfb?WWr: aten::native_dropout.out
 TfiiiTfiiifiiiWr: quantized_decomposed::add.out
 TfiiiiWr: quantized_decomposed::quantize_per_tensor.out
 Tfiiiii?Wr: quantized_decomposed::dequantize_per_tensor.out
 Ti?Wr: aten::clone.out aten::mean.dtype_out aten::prod.out aten::repeat_interleave.Tensor_out
 Ti?bWr: aten::argmax.out aten::argmin.out
-TiM: aten::unbind_copy.int_out
+TiMr: aten::unbind_copy.int_out
 TiTTWr: aten::scatter.src_out aten::scatter_add.out
 TiTWr: aten::index_select.out
 TiTbWr: aten::gather.out
 TiTnWr: aten::scatter.value_out
-TiWWrr: quantized_decomposed::choose_qparams_per_token_asymmetric.out
+TiWWr: quantized_decomposed::choose_qparams_per_token_asymmetric.out
 TiWr: aten::glu.out aten::pixel_shuffle.out aten::pixel_unshuffle.out aten::squeeze_copy.dim_out
     aten::tril.out aten::unsqueeze_copy.out preprocess::tile_crop.out
-TibWWrr: aten::max.dim_max aten::min.dim_min
+TibWWr: aten::max.dim_max aten::min.dim_min
 TibWr: aten::_log_softmax.out aten::_softmax.out aten::any.out
 Tibi?Wr: aten::prod.int_out
 Tii?Wr: aten::cumsum.out
 Tii?i?iWr: aten::slice_copy.Tensor_out
-TiiM: aten::split_copy.Tensor_out
+TiiMr: aten::split_copy.Tensor_out
 TiiWr: aten::select_copy.int_out aten::transpose_copy.int_out
-TiibbWWrr: aten::topk.values
-TiifiWWrr: quantized_decomposed::choose_qparams.Tensor_out
+TiibbWWr: aten::topk.values
+TiifiWWr: quantized_decomposed::choose_qparams.Tensor_out
 TiiiWr: aten::diagonal_copy.out aten::narrow_copy.out aten::unfold_copy.out
 Tir: aten::sym_size.int
 Tn?n?Wr: aten::clamp.out
