@@ -26,7 +26,8 @@ from mmpack.multimethod.link.extents import (
     tensors,
 )
 from mmpack.multimethod.link.file import Extent, PteFile
-from mmpack.multimethod.link.integrity import PREFIX
+from mmpack.multimethod.link.integrity import INTEGRITY_KEY, PREFIX
+from mmpack.multimethod.link.manifest import MANIFEST_KEY
 from mmpack.multimethod.link.schema import (
     BackendDelegateDataReference,
     BackendDelegateInlineData,
@@ -39,6 +40,9 @@ from mmpack.multimethod.link.schema import (
 from mmpack.multimethod.link.write import SEGMENT_ALIGNMENT, Piece, Segment
 
 CONSTANT_ALIGNMENT = 16
+
+OURS = (MANIFEST_KEY, INTEGRITY_KEY)
+"""Keys of the named data that are made anew."""
 
 
 @define
@@ -154,7 +158,8 @@ class Data:
 
 
 def merge_data(files: Sequence[PteFile]) -> Data:
-    """Collects the data of all files. LinkError where one key names different bytes."""
+    """Collects the data of all files. LinkError where one key names different bytes, or may."""
+    _require_same_external(files)
     data = Data(files=files)
     add = data.blobs.add
     owners: dict[str, PteFile] = {}
@@ -170,8 +175,10 @@ def merge_data(files: Sequence[PteFile]) -> Data:
                 if extent.size and (number, extent) not in data.delegates:
                     data.delegates[number, extent] = add(Piece((file, extent)))
         for key, segment in file.named.items():
-            if key.startswith(PREFIX):
+            if key in OURS:
                 continue
+            if key.startswith(PREFIX):
+                raise LinkError(f"{file.path}: has {key!r}, which only a newer mmpack can carry on")
             blob = add(Piece((file, file.segments[segment])))
             if data.named.setdefault(key, blob) != blob:
                 raise LinkError(
@@ -179,6 +186,29 @@ def merge_data(files: Sequence[PteFile]) -> Data:
                 )
             owners.setdefault(key, file)
     return data
+
+
+def _require_same_external(files: Sequence[PteFile]) -> None:
+    """Tensors out of other files (`.ptd`) are found by name alone, first among the program's own
+    named data: one name must mean one tensor. Their values are not here to be compared."""
+    kinds: dict[str, tuple[object, PteFile]] = {}
+    for file in files:
+        for tensor in filter(external, tensors(file.plans)):
+            assert tensor.extra_tensor_info is not None
+            name = tensor.extra_tensor_info.fully_qualified_name or ""
+            kind = (tensor.scalar_type, tensor.sizes, tensor.dim_order)
+            first, where = kinds.setdefault(name, (kind, file))
+            if first != kind:
+                raise LinkError(
+                    f"{where.path} and {file.path} both take {name!r} from a .ptd file, but not "
+                    "with one dtype and shape: it cannot be the same tensor"
+                )
+            for other in files:
+                if other is not file and name in other.named:
+                    raise LinkError(
+                        f"{file.path} takes {name!r} from a .ptd file, and {other.path} has named "
+                        "data of that name, which would be taken instead"
+                    )
 
 
 def _initial_sizes(plans: Sequence[ExecutionPlan]) -> dict[int, int]:
