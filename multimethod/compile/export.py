@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import redirect_stderr
+from io import StringIO
 
 import torch
 from attrs import frozen
@@ -78,13 +80,15 @@ def _exported(unit: Unit, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
         for value in unit.inputs
     )
     try:
-        program: ExportedProgram = torch.export.export(
-            # A type of the user's own, such as a named tuple, could not be saved for the worker.
-            unit.module.flattened(),
-            example,
-            dynamic_shapes=(shapes,) if shapes else None,
-            strict=False,
-        )
+        # torch.export prints the graph of what it could not export.
+        with redirect_stderr(StringIO()):
+            program: ExportedProgram = torch.export.export(
+                # A type of the user's own, such as a named tuple, cannot be saved for the worker.
+                unit.module.flattened(),
+                example,
+                dynamic_shapes=(shapes,) if shapes else None,
+                strict=False,
+            )
         _drop_twins(program)
         decomposed: ExportedProgram = program.run_decompositions({})
         return decomposed
@@ -93,8 +97,28 @@ def _exported(unit: Unit, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
         words = set(re.findall(r"\w+", str(error)))
         blamed = [repr(name) for name in symbols if {name, f"_{name}"} & words]
         dims = f", it seems because of dim {' and '.join(blamed)}" if blamed else ""
-        why = told(error, unit.spec_file.folder)
+        why = _without_advice(told(error, unit.spec_file.folder))
         raise CompileError(unit.mistake(f"torch.export failed{dims}: {why}")) from error
+
+
+_ADVICE = re.compile(
+    r"^ *(For (more|extended|C\+\+)|If you suspect|consider using|Caused by: \(|The error above|"
+    r"The following call raised this error:).*$"
+)
+"""How lines begin in which torch.export tells its own developers what to try."""
+
+
+def _without_advice(message: str) -> str:
+    """torch.export's message without the lines that are of no use to who wrote the model: advice on
+    torch's own variables, and the user's line, which is told anyhow."""
+    kept: list[str] = []
+    excerpt = False
+    for line in message.split("\n"):
+        if _ADVICE.match(line):
+            excerpt = "following call" in line
+        elif not (excerpt and re.match(r" {4,}", line)) and line.strip():
+            kept.append(line)
+    return "\n".join(kept)
 
 
 def _drop_twins(program: ExportedProgram) -> None:

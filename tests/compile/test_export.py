@@ -167,6 +167,20 @@ def test_what_cannot_be_exported_is_refused_by_name(
     assert says in str(caught.value)
 
 
+def test_what_torch_export_refuses_is_told_with_the_users_line_and_without_advice(
+    project: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CompileError) as caught:
+        exported(project, "return x if x.sum() > 0 else -x", "x: [3]")
+    first, at, *excerpt = str(caught.value).splitlines()
+    assert "Could not guard on data-dependent expression" in first
+    source = (project.folder / "model.py").read_text().splitlines()
+    line = next(n for n, text in enumerate(source, 1) if "x.sum()" in text)
+    assert at.startswith(f"  at {project.folder}/model.py:{line}, in forward: return x if x.sum()")
+    assert len(excerpt) == 2  # the spec's line, and the marks under it
+    assert "aten.sum" not in capfd.readouterr().err
+
+
 STATE = """
 class Cache(nn.Module):
     def __init__(self):
