@@ -249,7 +249,7 @@ def _named_axes(
     assert value.shape is not None
     shape = list(value.shape)
     for axis, dim in axes.items():
-        where = ("methods", method, "axes", value.name)
+        where = ("methods", method, "axes", value.name, axis)
         if axis >= len(shape):
             message = f"{value.name!r} has {len(shape)} axes, there is no axis {axis}"
             raise model_error(spec_file, where, message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from keyword import iskeyword
 
+from mmpack.multimethod.errors import nearest
 from mmpack.multimethod.signature import DTYPES
 from mmpack.multimethod.spec.mistakes import Finding, Findings, Keys, unknown
 from mmpack.multimethod.spec.partial import Draft
@@ -12,6 +13,22 @@ from mmpack.multimethod.spec.records import InputSpec
 
 LARGEST = 2**31 - 1
 """ExecuTorch keeps sizes as int32."""
+
+_OTHER_NAMES = {
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "float": "float32",
+    "fp32": "float32",
+    "f32": "float32",
+    "double": "float64",
+    "fp64": "float64",
+    "long": "int64",
+    "int": "int64",
+    "short": "int16",
+    "byte": "uint8",
+}
+"""What dtypes are called elsewhere -> torch's own name."""
 
 _UNSIGNED = ("uint8", "uint16")
 _INTEGERS = tuple(name for name in DTYPES if "int" in name)
@@ -26,7 +43,7 @@ def check_inputs(inputs: Mapping[str, InputSpec], keys: Keys, draft: Draft) -> F
             if message := _wrong_size(size, draft):
                 yield Finding((*here, "shape", axis), message)
         if given.dtype not in DTYPES:
-            yield Finding((*here, "dtype"), unknown("dtype", given.dtype, DTYPES))
+            yield Finding((*here, "dtype"), _unknown_dtype(given.dtype))
         elif given.range is not None and (message := _wrong_range(given.range, given.dtype)):
             yield Finding((*here, "range"), message)
         elif given.range is None and given.dtype in _INTEGERS and DTYPES[given.dtype] > 1:
@@ -61,9 +78,22 @@ def wrong_dim_name(name: str, draft: Draft) -> str | None:
     return unknown("dim", name, draft.spec.dims)
 
 
+def _unknown_dtype(name: str) -> str:
+    plain = name.removeprefix("torch.").lower()
+    plain = _OTHER_NAMES.get(plain, plain)
+    if plain in DTYPES:
+        return f"no dtype is called {name!r}; did you mean {plain!r}?"
+    return f"no dtype is called {name!r}{nearest(name, DTYPES, shown=len(DTYPES))}"
+
+
 def _wrong_size(size: int | str, draft: Draft) -> str | None:
     if isinstance(size, str):
-        return wrong_dim_name(size, draft)
+        message = wrong_dim_name(size, draft)
+        if message is not None and size in DTYPES:
+            return f"{message}; a dtype goes beside the shape: {{shape: […], dtype: {size}}}"
+        if message is not None and not size.isidentifier():
+            return f"a size is a number, or the name of a dim; got {size!r}"
+        return message
     if not 1 <= size <= LARGEST:
         return f"a size is between 1 and {LARGEST}, got {size}"
     return None

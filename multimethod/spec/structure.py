@@ -172,7 +172,8 @@ def _record_hook(cls: Any, converter: Converter) -> _Hook:
         value = _lengthen(cls, value)
         if not isinstance(value, Mapping):
             known = ", ".join(a.name.rstrip("_") for a in attrs.fields(cls))
-            raise Wrong(f"expected a mapping of {known}; got {words(value)}")
+            wanted = _EXAMPLES.get(cls, f"a mapping of {known}")
+            raise Wrong(f"expected {wanted}; got {words(value)}")
         return plain(value, cls)
 
     return hook
@@ -203,6 +204,11 @@ _FIELDS: dict[type, dict[str, _Hook]] = {
     MethodSpec: {"each": _each, "inputs": _inputs},
     StepSpec: {"each": _each},
     Spec: {"dims": _dims, "sample": _sample},
+}
+
+_EXAMPLES: dict[type, str] = {
+    InputSpec: "a shape like [1, 64], or a mapping of shape, dtype, range",
+    TargetSpec: "a mapping like {backend: xnnpack}, with the backend's options beside it",
 }
 
 _converter = Converter(detailed_validation=True)

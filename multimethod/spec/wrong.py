@@ -50,7 +50,7 @@ def problems(error: BaseException, keys: Keys = ()) -> Iterator[Finding]:
     elif isinstance(error, ForbiddenExtraKeysError):
         known = [a.name.rstrip("_") for a in attrs.fields(error.cl)]
         for key in sorted(error.extra_fields, key=str):
-            hint = nearest(str(key), known, shown=len(known))
+            hint = nearest(str(key), known, shown=len(known)) or "; there are no options"
             yield Finding((*here, key), f"this key means nothing here{hint}", at_key=True)
     elif isinstance(error, KeyError) and here:
         # cattrs looks the key up: the field has no default, and its key is not there.

@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "model.py").write_text(MODEL)
     (tmp_path / "broken.py").write_text("def make(:\n")
     (tmp_path / "star.py").write_text("from model import *\n")
-    (tmp_path / "weights.safetensors").touch()
+    (tmp_path / "weights.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "__init__.py").write_text("raise SystemExit('imported')\n")
     (tmp_path / "package" / "inner.py").touch()
