@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mmpack.multimethod import load, verify
 from mmpack.multimethod.compare import combinations, difference
 from mmpack.multimethod.compile.unit import make_units
-from mmpack.multimethod.errors import FlowError, VerifyError
+from mmpack.multimethod.errors import FlowError, ModelError, VerifyError
 from mmpack.multimethod.progress import Silent
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.verify import Checked, Verified, verify_methods
@@ -284,6 +284,45 @@ def test_a_method_that_the_spec_has_not_is_named(built: Any) -> None:
     built.spec(SPEC[:start] + SPEC[SPEC.index("state:") :].replace("state: {shared: [sum]}\n", ""))
     with pytest.raises(VerifyError, match="has a method 'seen' that the spec has not"):
         verify(built.output, built.path)
+
+
+def test_a_flow_without_a_reference_is_said_not_to_be_compared(project: Any) -> None:
+    none = SPEC.replace(
+        "  go: {cut: {x: chunk}, steps: [f], outputs: [y]}",
+        "  go: {cut: {x: chunk}, steps: [f], outputs: [y], reference: none}\n"
+        "  held: {cut: {x: chunk}, steps: [f], outputs: [y]}",
+    )
+    report = project.model(MODEL.replace("{shift}", "1")).spec(none).build()
+    assert [(flow.name, flow.compared) for flow in report.flows] == [
+        ("flow go", False),
+        ("flow held", True),
+    ]
+    manifest = load(project.output).manifest
+    assert manifest is not None
+    told = manifest.provenance["flows"]
+    assert told["go"] == "not compared"
+    assert told["held"]["error"] <= told["held"]["tolerance"]
+    assert [flow.compared for flow in verify(project.output, project.path).flows] == [False, True]
+
+
+def test_what_a_model_raises_only_when_it_is_verified_is_told_at_its_line(project: Any) -> None:
+    body = "return x * self.w + 1"
+    only_then = f"assert torch.compiler.is_compiling() or len(x) < 8, 'too long'\n        {body}"
+    model = MODEL.replace("{shift}", "1").replace(body, only_then)
+    project.model(model).spec(
+        SPEC.replace("f: {module", "f: {tolerance: 0.1, module")
+        .replace("inputs: {x: [chunk, 3]}", "inputs: {x: [n, 3]}")
+        .partition("flow:")[0]
+    )
+    with pytest.raises(ModelError) as caught:
+        project.build()
+    first, at = str(caught.value).splitlines()[:2]
+    assert re.match(
+        rf"{project.path}:\d+:\d+: methods\.f\.inputs: running it on x float32\[n=8, 3\] failed: "
+        "AssertionError: too long$",
+        first,
+    )
+    assert at.startswith(f"  at {project.folder}/model.py:")
 
 
 def test_a_flows_tolerance_is_that_of_its_own_steps(project: Any) -> None:

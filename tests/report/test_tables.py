@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import attrs
 import pytest
 from rich.console import Console
 from rich.table import Table
@@ -77,6 +78,15 @@ def test_a_verification_is_shown_row_by_row() -> None:
         "a[0]     1.5e-06    1e-04    output 'x' at n=3\n"
         "flow f   inf        1e-04"
     )
+
+
+def test_a_flow_without_a_reference_is_not_passed_over_in_silence() -> None:
+    flow = Checked("flow go", None, 1e-4, "its reference is none")
+    assert shown(checked_table([flow])) == (
+        "checked  max error     allowed  at\nflow go  not compared           its reference is none"
+    )
+    summary = build_summary(attrs.evolve(report(cached=True, error=None), flows=(flow,)))
+    assert summary.endswith("flow go was not compared with the model: its reference is none")
 
 
 @pytest.mark.parametrize(
