@@ -14,7 +14,7 @@ The schemas have no recursive table, so the depth of the classes bounds the dept
 from __future__ import annotations
 
 import struct
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NoReturn, TypeVar
 
 from mmpack.multimethod.errors import FormatError
@@ -64,10 +64,13 @@ class _Layout:
     (argument, place, offset of the field, Field, place of the union's tag) are filled in.
     """
 
-    __slots__ = ("children", "defaults", "mask", "numbers", "residue", "size", "unpack")
+    __slots__ = ("children", "defaults", "mask", "numbers", "residue", "size", "unknown", "unpack")
 
     def __init__(self, table: type, vtable: tuple[int, ...], size: int, fail: Any) -> None:
         self.size = size
+        known = sum(field.slots for field in fields_of(table))
+        unknown = (slot for slot in range(known, len(vtable)) if vtable[slot])
+        self.unknown = [f"{table.__name__}.slot {slot}" for slot in unknown]
         self.defaults: list[Any] = []
         present: list[tuple[int, str, int, tuple[int, str]]] = []  # offset, code, size, who
         for number, field in enumerate(fields_of(table)):
@@ -108,6 +111,16 @@ class _Layout:
                 self.children.append((number, places[who], offsets[who], field, tag_place))
 
 
+@lru_cache(maxsize=4096)
+def _layout(table: type, vtable: tuple[int, ...], size: int) -> _Layout:
+    """Kept between buffers: the delegates of a program have the same few layouts, each its own."""
+
+    def fail(message: str) -> NoReturn:
+        raise ValueError(message)
+
+    return _Layout(table, vtable, size, fail)
+
+
 class _Reader:
     def __init__(self, buffer: memoryview | bytes, what: str) -> None:
         self.buffer = buffer
@@ -140,7 +153,7 @@ class _Reader:
     def layout(self, table: type, place: int, vtable: int) -> _Layout:
         name = table.__name__
 
-        def fail(message: str) -> None:
+        def fail(message: str) -> NoReturn:
             self.fail(place, f"table {name}: {message}")
 
         if vtable < 0 or vtable & 1 or vtable + 4 > self.size:
@@ -149,11 +162,11 @@ class _Reader:
         if length < 4 or length & 1 or vtable + length > self.size or size < 4:
             fail(f"its vtable at {vtable} has length {length}, table size {size}")
         slots = struct.unpack_from(f"<{length // 2 - 2}H", self.buffer, vtable + 4)
-        known = sum(f.slots for f in fields_of(table))
-        for slot, offset in enumerate(slots[known:], known):
-            if offset:
-                self.unknown.add(f"{name}.slot {slot}")
-        made = _Layout(table, slots, size, fail)
+        try:
+            made = _layout(table, slots, size)
+        except ValueError as error:
+            fail(str(error))
+        self.unknown.update(made.unknown)
         self.layouts[table, vtable] = made
         return made
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 
 import attrs
-from attrs import evolve, frozen
+from attrs import frozen
 
 from mmpack.multimethod.errors import FormatError
 from mmpack.multimethod.link import xnnpack_nodes as n
@@ -80,7 +80,7 @@ def _given(values: Values, arguments: Sequence[object]) -> Values:
         if len(dims) > MAX_RANK:
             raise FormatError(f"{what}: the call gives {len(dims)} dims, at most {MAX_RANK}")
         dynamic = argument.shape_dynamism != Dynamism.STATIC
-        made[identity] = evolve(value, dims=dims, dynamic=dynamic)
+        made[identity] = value.shaped(dims, dynamic)
     return made
 
 
@@ -185,7 +185,7 @@ def _compute(node: u.Node, inputs: list[Value], outputs: Iterable[int], values: 
     dims = rule(node, inputs)
     dynamic = any(value.dynamic for value in inputs)
     for identity in outputs:
-        made = evolve(values[identity], dims=dims, dynamic=dynamic)
+        made = values[identity].shaped(dims, dynamic)
         _check_room(values[identity], made)
         values[identity] = made
 

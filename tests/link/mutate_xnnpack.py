@@ -96,8 +96,10 @@ class Delegates:
 
         self.rewritten(path, rng.randrange(len(self.graphs)), damage)
 
-    def rewritten(self, path: Path, number: int, damage: Callable[[Graph], object]) -> None:
-        """Writes a copy in which a graph, damaged, is written anew."""
+    def rewritten(
+        self, path: Path, number: int, damage: Callable[[Graph], object], *, sealed: bool = False
+    ) -> None:
+        """Writes a copy in which a graph, damaged, is written anew; `sealed` with a checksum."""
         segment, graph, constants = self.graphs[number]
         graph = copy.deepcopy(graph)
         damage(graph)
@@ -108,7 +110,7 @@ class Delegates:
         with PteFile.open(self.path) as file:
             segments = [Segment.of(Piece((file, extent))) for extent in file.segments]
             segments[segment] = Segment.of(blob)
-            write_pte(path, file.program, segments, sealed=False)
+            write_pte(path, file.program, segments, sealed=sealed)
 
 
 def change(rng: random.Random, graph: Graph) -> None:

@@ -269,3 +269,13 @@ def test_refused(message: str, tmp_path: Path) -> None:
         refused.append(str(error.value))
         break
     assert refused and refused[0].startswith(f"{path}: method '{name}': delegate ")
+
+
+def test_graphs_of_sealed_programs_are_not_checked_again(tmp_path: Path) -> None:
+    """They were when the program was linked; its checksum says that it is still the same."""
+    original, path = tmp_path / "original.pte", tmp_path / "x.pte"
+    original.write_bytes(exported("linear rows"))
+    Delegates(original).rewritten(path, 0, lambda graph: put(graph, xnodes=None), sealed=True)
+    open_program(path).close()
+    with pytest.raises(FormatError, match="no nodes or no values"):
+        open_program(path, integrity=False)
