@@ -93,6 +93,7 @@ def crashes(paths: Sequence[Path], inputs: Path) -> list[Crash]:
 def child(inputs: str) -> None:
     import faulthandler
     import resource
+    import signal
 
     from executorch.runtime import Runtime
 
@@ -102,6 +103,7 @@ def child(inputs: str) -> None:
     # A damaged arena size of terabytes shall fail to be allocated, not fill the machine.
     resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
     for line in sys.stdin.read().splitlines():
+        signal.alarm(60)  # an endless loop is a crash, by SIGALRM
         try:
             program = runtime.load_program(line)
             for name in sorted(program.method_names):
@@ -113,6 +115,7 @@ def child(inputs: str) -> None:
                     pass
         except Exception:
             pass
+        signal.alarm(0)
         print("done", line, flush=True)
 
 

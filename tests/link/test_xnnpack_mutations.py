@@ -44,7 +44,7 @@ def check(names: Sequence[str], seeds: int, folder: Path) -> None:
 
 
 def test_damaged(tmp_path: Path) -> None:
-    check(QUICK, 220, tmp_path)
+    check(QUICK, 120, tmp_path)
 
 
 @pytest.mark.slow
