@@ -74,13 +74,11 @@ def main() -> None:
 )
 def build(spec: Path, output: Path | None, jobs: int, cache: Path | None, no_verify: bool) -> None:
     """Build the program that SPEC describes."""
-    from rich.console import Console
-
     from mmpack.multimethod.build import build
     from mmpack.multimethod.report.display import Display
-    from mmpack.multimethod.report.tables import build_summary, build_table
+    from mmpack.multimethod.report.tables import build_summary, build_table, terminal
 
-    console = Console()
+    console = terminal()
     with Display(console) as display:
         report = build(spec, output, jobs=jobs, verify=not no_verify, cache=cache, progress=display)
     console.print(build_table(report))
@@ -144,16 +142,14 @@ def run(
 @SPEC
 def verify(program: Path, spec: Path) -> None:
     """Compare every method and flow of PROGRAM with SPEC's model in eager PyTorch."""
-    from rich.console import Console
-
     from mmpack.multimethod.report.display import Display
-    from mmpack.multimethod.report.tables import checked_table
+    from mmpack.multimethod.report.tables import checked_table, terminal
     from mmpack.multimethod.verify import verify
 
-    console = Console()
+    console = terminal()
     with Display(console) as display:
         verified = verify(program, spec, progress=display)
-    console.print(checked_table([*verified.methods.values(), *verified.flows]))
+    console.print(checked_table(verified))
 
 
 @main.command()

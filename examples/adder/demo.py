@@ -10,7 +10,6 @@ import random
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from mmpack.examples.adder import sums
@@ -21,7 +20,7 @@ from mmpack.multimethod.errors import CallError, VerifyError
 from mmpack.multimethod.flow.execute import Context
 from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.report.display import Display
-from mmpack.multimethod.report.tables import build_summary, build_table
+from mmpack.multimethod.report.tables import build_summary, build_table, terminal
 
 SPEC = Path(__file__).with_name("adder.yaml")
 WORKED_EXAMPLES = 8
@@ -36,7 +35,7 @@ def demo(question: str, output: Path, *, jobs: int = 1, cache: Path | None = Non
     if the program and eager PyTorch do not agree.
     """
     pair = _parse(question)
-    console = Console()
+    console = terminal()
     with Display(console) as display:
         report = build(SPEC, output, jobs=jobs, cache=cache, progress=display)
     console.print(build_table(report))

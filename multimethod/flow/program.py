@@ -7,7 +7,7 @@ from pathlib import Path
 
 import cattrs
 
-from mmpack.multimethod.errors import FlowError, FormatError, nearest
+from mmpack.multimethod.errors import CallError, FlowError, FormatError, nearest
 from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.plan import make_plan
 from mmpack.multimethod.plain import PLAIN
@@ -35,6 +35,14 @@ class Program(Methods):
         if name not in self.flows:
             raise FlowError(f"{self.path}: no flow {name!r}{nearest(name, self.flows)}")
         return self.flows[name]
+
+    def _unknown(self, name: str) -> CallError:
+        if name in self.flows:
+            return CallError(
+                f"{self.path}: {name!r} is a flow, not a method; in Python, "
+                f"`load({str(self.path)!r}).flow({name!r}).run(...)` runs it"
+            )
+        return super()._unknown(name)
 
 
 def _flow(plain: object, where: str) -> FlowSpec:

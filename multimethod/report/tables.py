@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
@@ -12,30 +14,104 @@ from mmpack.multimethod.signature import ValueSpec
 
 if TYPE_CHECKING:
     from mmpack.multimethod.build import BuildReport
-    from mmpack.multimethod.verify import Checked
+    from mmpack.multimethod.verify import Checked, Verified
 
 
-def build_table(report: BuildReport) -> Table:
+LEAST_TEXT = 24
+"""Cells of a column of text: where it would get fewer, it is left out."""
+
+GAP = 2
+"""Cells between columns."""
+
+PIPE = 1000
+"""Width in cells of what is no terminal: lines there are read by programs, and stay whole."""
+
+
+def terminal() -> Console:
+    """Standard output."""
+    console = Console()
+    return console if console.is_terminal else Console(width=PIPE)
+
+
+class Fitted:
+    """A table that leaves out columns where there is no room for all of them: a name or figure
+    is never broken, a text is where it has LEAST_TEXT cells.
+
+    columns: title -> its cells. text: titles of those that may be broken. spare: titles of those
+    that may be left out, the first one first. right: titles of those that are figures.
+    """
+
+    def __init__(
+        self,
+        columns: Mapping[str, Sequence[str]],
+        *,
+        text: Collection[str] = (),
+        spare: Sequence[str] = (),
+        right: Collection[str] = (),
+    ) -> None:
+        self._columns, self._text, self._spare, self._right = columns, text, spare, right
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        shown = list(self._columns)
+        for title in self._spare:
+            if self._least(shown) > options.max_width:
+                shown.remove(title)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for title in shown:
+            table.add_column(
+                title,
+                justify="right" if title in self._right else "left",
+                overflow="fold",
+                min_width=self._width(title),
+            )
+        for cells in zip(*(self._columns[title] for title in shown), strict=True):
+            table.add_row(*map(escape, cells))
+        yield table
+
+    def _least(self, titles: Sequence[str]) -> int:
+        return sum(map(self._width, titles)) + GAP * (len(titles) - 1)
+
+    def _width(self, title: str) -> int:
+        """Cells that a column needs at least."""
+        needed = max(cell_len(cell) for cell in (title, *self._columns[title]))
+        return min(needed, LEAST_TEXT) if title in self._text else needed
+
+
+def build_table(report: BuildReport) -> Fitted:
     """One row a method: target, inputs, share of operators delegated, size, max error; and, if
     some method is quantized, its precision and the ratio of signal to quantization noise."""
-    quantized = any(method.quantized for method in report.methods)
-    table = _table("method", "target", *(["precision"] if quantized else []), "inputs")
-    for title in ("delegated", "size", "max error", *(["SQNR"] if quantized else [])):
-        table.add_column(title, justify="right", no_wrap=True)
-    for method in report.methods:
-        inputs = ", ".join(_input(value) for value in method.signature.inputs)
-        share = f"{method.delegated / method.operators:.0%}" if method.operators else "–"
-        table.add_row(
-            escape(method.signature.method),
-            method.target,
-            *([method.precision or "–"] if quantized else []),
-            escape(inputs),
-            share,
-            size(method.size),
-            f"{method.error:.1e}" if method.error is not None else "not verified",
-            *([_decibels(method.sqnr)] if quantized else []),
-        )
-    return table
+    methods = report.methods
+    precision = {"precision": [m.precision or "–" for m in methods]}
+    sqnr = {"SQNR": [_decibels(m.sqnr) for m in methods]}
+    quantized = any(m.quantized for m in methods)
+    return Fitted(
+        {
+            "method": [m.signature.method for m in methods],
+            "target": [m.target for m in methods],
+            **(precision if quantized else {}),
+            "inputs": [", ".join(map(_input, m.signature.inputs)) for m in methods],
+            "delegated": [
+                f"{m.delegated / m.operators:.0%}" if m.operators else "–" for m in methods
+            ],
+            "size": [size(m.size) for m in methods],
+            "max error": [
+                f"{m.error:.1e}" if m.error is not None else "not verified" for m in methods
+            ],
+            **(sqnr if quantized else {}),
+        },
+        text=["inputs"],
+        spare=["inputs", "target", "delegated"],
+        right=["delegated", "size", "max error", "SQNR"],
+    )
+
+
+def _judged(checked: Checked) -> tuple[str, str]:
+    """What was found and what is allowed."""
+    if checked.error is None:
+        return "not compared", ""
+    if checked.least_sqnr is not None:
+        return _decibels(checked.sqnr), f"{checked.least_sqnr:.1f} dB"
+    return f"{checked.error:.1e}", f"{checked.tolerance:.0e}"
 
 
 def _agreement(flow: Checked) -> str:
@@ -60,16 +136,13 @@ def dims_line(report: BuildReport) -> str:
     return "dims: " + ", ".join(map(str, dims.values())) if dims else ""
 
 
-def checked_table(checked: Iterable[Checked]) -> Table:
+def checked_table(verified: Verified) -> Fitted:
     """One row a method or flow: error, what is allowed, where the error was largest."""
-    table = _table("checked", "max error", "allowed", "at")
-    for row in checked:
-        error = "not compared" if row.error is None else f"{row.error:.1e}"
-        allowed = "" if row.error is None else f"{row.tolerance:.0e}"
-        if row.least_sqnr is not None:
-            error, allowed = _decibels(row.sqnr), f"{row.least_sqnr:.1f} dB"
-        table.add_row(escape(row.name), error, allowed, escape(row.where))
-    return table
+    checks = (*verified.methods.values(), *verified.flows)
+    rows = [(c.name, *_judged(c), c.where) for c in checks]
+    titles = ("checked", "max error", "allowed", "at")
+    columns = {title: [row[i] for row in rows] for i, title in enumerate(titles)}
+    return Fitted(columns, text=["at"], spare=["at", "allowed"])
 
 
 def build_summary(report: BuildReport) -> str:
@@ -104,10 +177,3 @@ def size(count: int) -> str:
         if round(value, 1) < 1000 or unit == "GB":
             return f"{value:.1f} {unit}"
     raise AssertionError
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table

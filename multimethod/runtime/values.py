@@ -9,6 +9,7 @@ start=3, x=[[1, 2]]    a literal
 from __future__ import annotations
 
 import ast
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,10 @@ from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.samples import fill, middle_sizes, random_tensor
 from mmpack.multimethod.signature import Signature, ValueSpec
 
+KINDS = "a .npy file, file.safetensors[key], random, or a literal such as 3 or [[1, 2]]"
+"""What a value may be."""
+
+_NPY = b"\x93NUMPY"
 _SAFETENSORS = re.compile(r"(?P<path>.+\.safetensors)\[(?P<key>.+)\]")
 
 
@@ -34,7 +39,7 @@ def read_inputs(
 
     sizes: dim name -> size for `random`; dims that are not in it take the size that other inputs
     gave them, or a middle one. ranges: as for `random` integers. Raises CallError for what cannot
-    be read; whether it fits is for the method to say.
+    be read and for a size that nothing takes; whether values fit is for the method to say.
     """
     texts: dict[str, str] = {}
     names = [value.name for value in signature.inputs]
@@ -56,7 +61,9 @@ def read_inputs(
         for spec in signature.inputs
         if spec.name in texts and texts[spec.name] != "random"
     }
-    chosen = {**middle_sizes(signature.dims), **_taken(signature, values), **sizes}
+    taken = _taken(signature, values)
+    _require_used(signature, texts, sizes, taken)
+    chosen = {**middle_sizes(signature.dims), **taken, **sizes}
     generator = torch.Generator().manual_seed(0)
     for spec in signature.inputs:
         if texts.get(spec.name) == "random":
@@ -67,29 +74,91 @@ def read_inputs(
     return values
 
 
+def _require_used(
+    signature: Signature,
+    texts: Mapping[str, str],
+    sizes: Mapping[str, int],
+    taken: Mapping[str, int],
+) -> None:
+    """Every size that was asked for is that of an input to be made, or of one that was given."""
+    made = {
+        size
+        for spec in signature.inputs
+        if texts.get(spec.name) == "random"
+        for size in spec.shape or ()
+    }
+    for dim, size in sizes.items():
+        if dim in taken and taken[dim] != size:
+            raise CallError(
+                f"{signature.method}: dim {dim!r} is to be {size}, and an input that was given "
+                f"has {taken[dim]}\n  {signature}"
+            )
+        if dim not in made and dim not in taken:
+            raise CallError(
+                f"{signature.method}: dim {dim!r} is to be {size}, and no input that was given or "
+                f"is random has it\n  {signature}"
+            )
+
+
 def _read(spec: ValueSpec, text: str) -> Any:
+    def fail(message: str, hint: str = "") -> CallError:
+        return CallError(f"input {spec.name!r}: {message}; expected {KINDS}{hint}")
+
     try:
         if match := _SAFETENSORS.fullmatch(text):
-            from safetensors import safe_open
-
-            with safe_open(match["path"], framework="pt") as file:
-                key, keys = match["key"], file.keys()
-                if key not in keys:
-                    raise CallError(f"{match['path']} has no {key!r}{nearest(key, keys)}")
-                return file.get_tensor(key)
+            return _from_safetensors(match["path"], match["key"])
         if text.endswith(".npy"):
-            return torch.from_numpy(numpy.load(Path(text), allow_pickle=False))
-        literal = ast.literal_eval(text)
-        if spec.shape is None:
-            return literal
-        return _literal(literal, getattr(torch, spec.dtype))
+            return _from_npy(Path(text))
     except CallError:
         raise
+    except OSError as error:
+        raise fail(f"{text!r} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        raise CallError(
-            f"input {spec.name!r}: {text!r} cannot be read ({error}); expected a .npy file, "
-            "file.safetensors[key], random, or a literal such as 3 or [[1, 2]]"
-        ) from error
+        raise fail(f"{text!r} cannot be read: {error}") from error
+    try:
+        literal = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        if text.endswith(".safetensors"):
+            raise fail(f"{text!r} does not say which tensor, as in {text}[key]") from error
+        close = difflib.get_close_matches(text, ["random"])
+        hint = "; did you mean 'random'?" if close else ""
+        raise fail(f"{text!r} is no value", hint) from error
+    if spec.shape is None:
+        return literal
+    try:
+        return _literal(literal, getattr(torch, spec.dtype))
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise fail(f"{text!r} is no tensor of {spec.dtype}: {reason}") from error
+
+
+def _from_safetensors(path: str, key: str) -> torch.Tensor:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        keys = file.keys()
+        if key not in keys:
+            raise CallError(f"{path} has no {key!r}{nearest(key, keys)}")
+        tensor: torch.Tensor = file.get_tensor(key)
+        return tensor
+
+
+def _from_npy(path: Path) -> torch.Tensor:
+    """An array saved by numpy. What numpy says of other files is about Python's pickle."""
+    with path.open("rb") as file:
+        magic = file.read(len(_NPY))
+    if magic != _NPY:
+        found = f"begins with {magic!r}" if magic else "is empty"
+        raise ValueError(f"it {found}, an array that numpy saved with {_NPY!r}")
+    try:
+        array = numpy.load(path, allow_pickle=False)
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError("it holds Python objects, expected numbers") from error
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"it holds {array.dtype}, expected numbers")
+    return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), order="C"))
 
 
 def _literal(value: Any, dtype: torch.dtype) -> torch.Tensor:
@@ -98,7 +167,7 @@ def _literal(value: Any, dtype: torch.dtype) -> torch.Tensor:
     if not dtype.is_floating_point:
         written = torch.tensor(value)
         if not torch.equal(written, made.to(written.dtype)):
-            raise ValueError(f"not all of it is {str(dtype).removeprefix('torch.')}")
+            raise ValueError("not all of it is")
     return made
 
 

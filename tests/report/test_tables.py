@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import attrs
 import pytest
 from rich.console import Console
-from rich.table import Table
 
 from mmpack.multimethod import BuildReport, Dim, LinkReport, Signature, ValueSpec
 from mmpack.multimethod.build import MethodReport
 from mmpack.multimethod.link import Manifest
-from mmpack.multimethod.report.tables import build_summary, build_table, checked_table, size
-from mmpack.multimethod.verify import Checked
+from mmpack.multimethod.report.tables import (
+    Fitted,
+    build_summary,
+    build_table,
+    checked_table,
+    size,
+    terminal,
+)
+from mmpack.multimethod.verify import Checked, Verified
 
 SIGNATURE = Signature(
     "layers.0.[odd]",
@@ -34,7 +41,7 @@ def report(*, cached: bool, error: float | None) -> BuildReport:
     return BuildReport(Path("m.pte"), methods, flows if error is not None else (), link)
 
 
-def shown(table: Table, width: int = 100) -> str:
+def shown(table: Fitted, width: int = 100) -> str:
     console = Console(file=io.StringIO(), width=width)
     console.print(table)
     assert isinstance(console.file, io.StringIO)
@@ -49,10 +56,35 @@ def test_a_build_is_shown_method_by_method() -> None:
     )
 
 
-def test_figures_stay_whole_where_the_terminal_is_narrow() -> None:
-    text = shown(build_table(report(cached=False, error=None)), width=60)
-    assert "not verified" in text and "2.5 MB" in text and "75%" in text
-    assert "".join(line[:7].strip() for line in text.splitlines()).startswith("method")
+ALL = ("method", "target", "inputs", "delegated", "size", "max error")
+
+
+@pytest.mark.parametrize(
+    ("width", "titles"),
+    [
+        (1000, ALL),
+        (85, ALL),
+        (81, ALL),
+        (80, ("method", "target", "delegated", "size", "max error")),
+        (55, ("method", "target", "delegated", "size", "max error")),
+        (54, ("method", "delegated", "size", "max error")),
+        (46, ("method", "size", "max error")),
+        (36, ("method", "size", "max error")),
+    ],
+)
+def test_names_and_figures_stay_whole_where_the_terminal_is_narrow(
+    width: int, titles: tuple[str, ...]
+) -> None:
+    text = shown(build_table(report(cached=False, error=None)), width)
+    assert re.split(" {2,}", text.splitlines()[0]) == list(titles)
+    (row,) = [line for line in text.splitlines() if line.startswith("layers.0.[odd] ")]
+    figures = {"target": "cpu", "delegated": "75%", "size": "2.5 MB", "max error": "not verified"}
+    cells = re.split(" {2,}", row)
+    assert [c for c in cells if "hidden" not in c] == [
+        "layers.0.[odd]",
+        *(figures[title] for title in titles if title in figures),
+    ]
+    assert max(map(len, text.splitlines())) <= width
 
 
 def test_the_summary_says_what_was_compiled_and_what_agrees() -> None:
@@ -69,22 +101,33 @@ def test_the_summary_says_if_nothing_was_compiled() -> None:
 
 
 def test_a_verification_is_shown_row_by_row() -> None:
-    rows = [
-        Checked("a[0]", 1.5e-6, 1e-4, "output 'x' at n=3"),
-        Checked("flow f", float("inf"), 1e-4, ""),
-    ]
-    assert shown(checked_table(rows)) == (
-        "checked  max error  allowed  at\n"
-        "a[0]     1.5e-06    1e-04    output 'x' at n=3\n"
-        "flow f   inf        1e-04"
+    verified = Verified(
+        {"a[0]": Checked("a[0]", 1.5e-6, 1e-4, "output 'x' at n=3")},
+        (
+            Checked("flow f", float("inf"), 1e-4, ""),
+            Checked("flow g", None, 1e-4, "its reference is none"),
+        ),
     )
+    assert shown(checked_table(verified)) == (
+        "checked  max error     allowed  at\n"
+        "a[0]     1.5e-06       1e-04    output 'x' at n=3\n"
+        "flow f   inf           1e-04\n"
+        "flow g   not compared           its reference is none"
+    )
+    assert [line.rstrip() for line in shown(checked_table(verified), 30).splitlines()[::3]] == [
+        "checked  max error     allowed",
+        "flow g   not compared",
+    ]
+
+
+def test_what_is_piped_is_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal().print(build_table(report(cached=False, error=2e-6)))
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first.split() == ["method", "target", "inputs", "delegated", "size", "max", "error"]
 
 
 def test_a_flow_without_a_reference_is_not_passed_over_in_silence() -> None:
     flow = Checked("flow go", None, 1e-4, "its reference is none")
-    assert shown(checked_table([flow])) == (
-        "checked  max error     allowed  at\nflow go  not compared           its reference is none"
-    )
     summary = build_summary(attrs.evolve(report(cached=True, error=None), flows=(flow,)))
     assert summary.endswith("flow go was not compared with the model: its reference is none")
 
