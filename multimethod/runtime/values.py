@@ -25,6 +25,9 @@ from mmpack.multimethod.signature import Signature, ValueSpec
 KINDS = "a .npy file, file.safetensors[key], random, or a literal such as 3 or [[1, 2]]"
 """What a value may be."""
 
+LONGEST_SHOWN = 120
+"""Characters of a value that an error shows."""
+
 _NPY = b"\x93NUMPY"
 _SAFETENSORS = re.compile(r"(?P<path>.+\.safetensors)\[(?P<key>.+)\]")
 
@@ -101,6 +104,8 @@ def _require_used(
 
 
 def _read(spec: ValueSpec, text: str) -> Any:
+    shown = repr(text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…")
+
     def fail(message: str, hint: str = "") -> CallError:
         return CallError(f"input {spec.name!r}: {message}; expected {KINDS}{hint}")
 
@@ -112,24 +117,24 @@ def _read(spec: ValueSpec, text: str) -> Any:
     except CallError:
         raise
     except OSError as error:
-        raise fail(f"{text!r} cannot be read: {error.strerror or error}") from error
+        raise fail(f"{shown} cannot be read: {error.strerror or error}") from error
     except Exception as error:
-        raise fail(f"{text!r} cannot be read: {error}") from error
+        raise fail(f"{shown} cannot be read: {error}") from error
     try:
         literal = ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         if text.endswith(".safetensors"):
-            raise fail(f"{text!r} does not say which tensor, as in {text}[key]") from error
+            raise fail(f"{shown} does not say which tensor, as in {text}[key]") from error
         close = difflib.get_close_matches(text, ["random"])
         hint = "; did you mean 'random'?" if close else ""
-        raise fail(f"{text!r} is no value", hint) from error
+        raise fail(f"{shown} is no value", hint) from error
     if spec.shape is None:
         return literal
     try:
         return _literal(literal, getattr(torch, spec.dtype))
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
         reason = str(error).partition("\n")[0]
-        raise fail(f"{text!r} is no tensor of {spec.dtype}: {reason}") from error
+        raise fail(f"{shown} is no tensor of {spec.dtype}: {reason}") from error
 
 
 def _from_safetensors(path: str, key: str) -> torch.Tensor:
@@ -149,7 +154,7 @@ def _from_npy(path: Path) -> torch.Tensor:
         magic = file.read(len(_NPY))
     if magic != _NPY:
         found = f"begins with {magic!r}" if magic else "is empty"
-        raise ValueError(f"it {found}, an array that numpy saved with {_NPY!r}")
+        raise ValueError(f"it {found}; an array that numpy saved begins with {_NPY!r}")
     try:
         array = numpy.load(path, allow_pickle=False)
     except ValueError as error:

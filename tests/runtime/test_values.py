@@ -49,8 +49,11 @@ def test_a_npy_file_of_any_byte_order_is_read(tmp_path: Path, order: str) -> Non
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"1 2\n3 4\n", "it begins with b'1 2\\n3 ', an array that numpy saved with b'\\x93NUMPY'"),
-        (b"", "it is empty, an array that numpy saved with b'\\x93NUMPY'"),
+        (
+            b"1 2\n3 4\n",
+            "it begins with b'1 2\\n3 '; an array that numpy saved begins with b'\\x93NUMPY'",
+        ),
+        (b"", "it is empty; an array that numpy saved begins with b'\\x93NUMPY'"),
         (np.array([{}]), "it holds Python objects, expected numbers"),
         (np.array(["a"]), "it holds <U1, expected numbers"),
         (np.array([1j]), "it holds complex128, expected numbers"),
@@ -119,6 +122,7 @@ def test_random_values_follow_the_sizes_of_those_that_were_read() -> None:
         ("x=rand", f"input 'x': 'rand' is no value; {EXPECTED}; did you mean 'random'?"),
         ("x=hidden", f"input 'x': 'hidden' is no value; {EXPECTED}"),
         ("x=", f"input 'x': '' is no value; {EXPECTED}"),
+        (f"x={'[' * 5000}", f"input 'x': '{'[' * 120}…' is no value; {EXPECTED}"),
         ("x=[1, 2", f"input 'x': '[1, 2' is no value; {EXPECTED}"),
         (
             "x=[[1], [2, 3]]",
