@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mmpack.multimethod.link import PteFile
-from mmpack.multimethod.link.share import delegate_extents
+from mmpack.multimethod.link.extents import delegate_extents
 from mmpack.multimethod.targets import BACKENDS
 
 HEAD = 64
