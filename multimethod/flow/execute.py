@@ -17,7 +17,8 @@ from attrs import define, field
 from torch import Tensor
 
 from mmpack.multimethod.errors import FlowError, nearest
-from mmpack.multimethod.flow.plan import POSITIONS, CacheSpec, Cut, Plan
+from mmpack.multimethod.flow.plan import CacheSpec, Cut, Plan
+from mmpack.multimethod.spec.flow_walk import POSITIONS
 
 
 class Callables(Protocol):

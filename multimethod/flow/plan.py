@@ -2,6 +2,11 @@
 
 What a plan knows and the spec does not say: which axis an input is cut along, which axis a cache
 grows along, and that every edge agrees in dtype and shape.
+
+`spec/flow_walk.py` walks the same steps for another purpose: it finds all mistakes of a spec in
+which methods, shapes and outputs may not be known. Here everything is known, the first thing that
+does not fit ends it, and flows also come out of programs that no spec was read for. What the two
+have in common, the rules of an edge, is in `spec/edges.py`.
 """
 
 from __future__ import annotations
@@ -14,10 +19,8 @@ from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.edges import agree, growing_axis, settled
+from mmpack.multimethod.spec.flow_walk import POSITIONS
 from mmpack.multimethod.spec.records import FlowSpec, StepSpec
-
-POSITIONS = "positions"
-"""What every flow provides: the running index of each row of the piece at hand, int64."""
 
 
 @frozen

@@ -265,7 +265,7 @@ def test_a_flow_that_is_not_there_is_refused(made: tuple[Program, Eager]) -> Non
 
 
 def test_building_refuses_a_flow_that_is_not_its_reference(project: Any) -> None:
-    from mmpack.multimethod.errors import VerifyError
+    from mmpack.multimethod.errors import FlowError, VerifyError
 
     project.model(
         MODEL.replace("return Back(self)(q, k, v, positions)", "return v, positions.float()")
@@ -274,7 +274,8 @@ def test_building_refuses_a_flow_that_is_not_its_reference(project: Any) -> None
         project.spec(SPEC).build()
     project.model(MODEL + "\n    def whole(self, z):\n        return z, z\n")
     project.spec(SPEC.replace("cut: {x: chunk}", "cut: {x: chunk}\n    reference: whole"))
-    with pytest.raises(VerifyError) as caught:
+    with pytest.raises(FlowError) as caught:
         project.build()
-    assert "running the model's whole on x failed: TypeError" in str(caught.value)
-    assert "`reference: none` does without" in str(caught.value)
+    assert f"{project.path}:28:16: flow.prefill.reference: " in str(caught.value)
+    assert "the model's whole takes no input 'x'; known: z" in str(caught.value)
+    assert "`reference: none` leaves the flow unchecked" in str(caught.value)
