@@ -17,15 +17,17 @@ from attrs import frozen
 from torch import nn
 
 from mmpack.multimethod.calibrate import record_examples
+from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
+from mmpack.multimethod.compile.fingerprint import fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.compile.state import State, decide
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.errors import OutputError, TargetError
-from mmpack.multimethod.examine import examine, plan_flow
+from mmpack.multimethod.examine import Examined, assemble, plan_flow, rehearse_all
 from mmpack.multimethod.flow.plan import expanded_flows
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
 from mmpack.multimethod.outputs import refuse_overwriting
@@ -97,16 +99,16 @@ def build(
     _require_writable(target)
     refuse_overwriting(target, _sources(spec_file))
     _require_backends(spec_file)
-    examined = examine(spec_file, verify=verify)
-    model, units = examined.model, examined.units
     with Cache(Path(cache) if cache is not None else None) as store:
+        made, prints = _examined(spec_file, store, verify)
+        model, units = made.model, made.units
         # What a fingerprint overlooks makes a stale object, and verification finds it. Without
         # verification nothing is taken from the cache.
         fresh = frozenset() if verify else frozenset(units)
-        parts = _compile(spec_file, model, units, store, jobs, progress, fresh)
+        parts = _compile(made, prints, store, jobs, progress, fresh)
         verified = _verify(parts, model, target, progress) if verify else None
         if verified is not None and (stale := _doubtful(parts, verified)):
-            parts = _compile(spec_file, model, units, store, jobs, progress, stale)
+            parts = _compile(made, prints, store, jobs, progress, stale)
             verified = _verify(parts, model, target, progress)
     if verified is not None:
         verified.require_right()
@@ -119,6 +121,18 @@ def build(
         flows=verified.flows if verified is not None else (),
         link=report,
     )
+
+
+def _examined(spec_file: SpecFile, store: Cache, verify: bool) -> tuple[Examined, dict[str, str]]:
+    """The model and its methods, with their fingerprints. Methods that the cache knows were tried
+    when they got there, and are not tried again."""
+    found = Collected()
+    made = assemble(spec_file, found)
+    prints = {} if found else fingerprints(made.units, state_names(made.model))
+    if not verify or found or not all(store.facts(key) is not None for key in prints.values()):
+        rehearse_all(made, found, verify=verify)
+    found.check()
+    return made, prints
 
 
 def _verify(parts: _Parts, model: nn.Module, target: Path, progress: Progress) -> Verified:
@@ -202,15 +216,15 @@ def _scratch_beside(target: Path) -> Iterator[Path]:
 
 
 def _compile(
-    spec_file: SpecFile,
-    model: nn.Module,
-    units: Mapping[str, Unit],
+    made: Examined,
+    prints: Mapping[str, str],
     store: Cache,
     jobs: int,
     progress: Progress,
     fresh: frozenset[str],
 ) -> _Parts:
-    compiler = Compiler(units, state_names(model), store, progress, fresh)
+    spec_file, model, units = made.spec_file, made.model, made.units
+    compiler = Compiler(units, state_names(model), prints, store, progress, fresh)
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     state = decide(spec_file, {name: f.touched for name, f in facts.items()})

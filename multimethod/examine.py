@@ -45,11 +45,24 @@ def examine(spec_file: SpecFile, *, verify: bool = True) -> Examined:
     Raises one error that holds all mistakes, each with its line in the spec.
     """
     found = Collected()
+    made = assemble(spec_file, found)
+    rehearse_all(made, found, verify=verify)
+    found.check()
+    return made
+
+
+def assemble(spec_file: SpecFile, found: Collected) -> Examined:
+    """The model and those units that can be made. What is wrong with the others goes to `found`."""
     model = make_model(spec_file)
     with found.gather():
         load_weights(spec_file, model)
-    units = gather_units(spec_file, model, found)
-    rehearsed = _rehearse_all(spec_file, model, units, verify, found)
+    return Examined(spec_file, model, gather_units(spec_file, model, found))
+
+
+def rehearse_all(made: Examined, found: Collected, *, verify: bool) -> None:
+    """Run every unit and the references of the flows; what is wrong with them goes to `found`."""
+    spec_file, model, units = made.spec_file, made.model, made.units
+    rehearsed = _rehearse_units(spec_file, model, units, verify, found)
     signatures = {name: r.signature for name, r in rehearsed.items()}
     touched = {name: r.touched for name, r in rehearsed.items() if r.touched is not None}
     state = None
@@ -64,8 +77,6 @@ def examine(spec_file: SpecFile, *, verify: bool = True) -> Examined:
                     inputs = flow_inputs(spec_file, plan, units)
                     expected = run_reference(spec_file, plan, model, inputs)
                     require_comparable(spec_file, plan, signatures, expected)
-    found.check()
-    return Examined(spec_file, model, units)
 
 
 def plan_flow(
@@ -96,7 +107,7 @@ def _require_stateless(spec_file: SpecFile, name: str, state: State) -> None:
                 raise FlowError(str(spec_file.mistake(("steps", name, number, "run"), message)))
 
 
-def _rehearse_all(
+def _rehearse_units(
     spec_file: SpecFile,
     model: nn.Module,
     units: Mapping[str, Unit],

@@ -46,6 +46,12 @@ OWN_CODE = (
 against what exporting and lowering import."""
 
 
+def fingerprints(units: Mapping[str, Unit], names: Mapping[int, str]) -> dict[str, str]:
+    """The fingerprints of some units. `names` maps id(tensor) to its name in the model."""
+    made = Fingerprints(names)
+    return {name: made.of(unit) for name, unit in units.items()}
+
+
 class Fingerprints:
     """Hashes units. `names` maps id(tensor) to its name in the model."""
 

@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
-from mmpack.multimethod.compile.fingerprint import Fingerprints, digest
+from mmpack.multimethod.compile.fingerprint import digest
 from mmpack.multimethod.compile.imports import places
 from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
@@ -54,6 +54,7 @@ class Objects:
 class Compiler:
     """Makes the objects of some units: `export_all`, then `compile_all`.
 
+    names: id(tensor) -> its name in the model. prints: the units' fingerprints.
     fresh: names of units that are made anew, whatever the cache has.
     """
 
@@ -61,6 +62,7 @@ class Compiler:
         self,
         units: Mapping[str, Unit],
         names: Mapping[int, str],
+        prints: Mapping[str, str],
         store: Cache,
         progress: Progress,
         fresh: frozenset[str] = frozenset(),
@@ -70,8 +72,7 @@ class Compiler:
         self._store = store
         self._progress = progress
         self._fresh = fresh
-        fingerprints = Fingerprints(names)
-        self._prints = {name: fingerprints.of(unit) for name, unit in units.items()}
+        self._prints = prints
         self._exported: dict[str, Exported] = {}
 
     def export_all(self) -> dict[str, Facts]:
