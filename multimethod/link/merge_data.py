@@ -1,17 +1,20 @@
 """The data of several programs as the segments of one.
 
-    segment 0   constants, one after the other, each 16-byte aligned, equal ones once
+    segment 0   constants, one after the other, equal ones once
     then        named data and delegates whose bytes are also a constant: they lie inside
                 segment 0 (their constant is then aligned as a segment)
     then        initial data of mutable buffers
     then        delegates and named data, equal ones once, each a segment
 
-Constants and delegates that old files keep in the flatbuffer become segments too.
+Everything is aligned as widely as its file aligned all of its kind, constants to 16 bytes and
+segments to 128 at least. Constants and delegates that old files keep in the flatbuffer become
+segments too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 from attrs import define, evolve, field
 
@@ -37,9 +40,11 @@ from mmpack.multimethod.link.schema import (
     Program,
     SubsegmentOffsets,
 )
-from mmpack.multimethod.link.write import SEGMENT_ALIGNMENT, Piece, Segment
+from mmpack.multimethod.link.write import SEGMENT_ALIGNMENT, Piece, Segment, up
 
 CONSTANT_ALIGNMENT = 16
+LARGEST_ALIGNMENT = 1 << 14
+"""Bytes. More than a page of the usual processors is chance."""
 
 OURS = (MANIFEST_KEY, INTEGRITY_KEY)
 """Keys of the named data that are made anew."""
@@ -48,7 +53,7 @@ OURS = (MANIFEST_KEY, INTEGRITY_KEY)
 @define
 class Data:
     """Blobs by what refers to them: (file, index) -> blob for constants, initial data and the
-    delegates' extents; key -> blob for named data."""
+    delegates' extents; key -> blob for named data. alignment: bytes, by blob."""
 
     blobs: Blobs = field(factory=Blobs)
     constants: dict[tuple[int, int], int] = field(factory=dict)
@@ -56,6 +61,7 @@ class Data:
     delegates: dict[tuple[int, Extent], int] = field(factory=dict)
     named: dict[str, int] = field(factory=dict)
     segments: list[Segment] = field(factory=list)
+    alignment: dict[int, int] = field(factory=dict)
     _files: Sequence[PteFile] = ()
     _constant_index: dict[int, int] = field(factory=dict)
     _initial_index: dict[int, int] = field(factory=dict)
@@ -122,8 +128,7 @@ class Data:
         placed: list[tuple[int, Piece]] = []
         offsets, end = [0], 0
         for number, blob in enumerate(blobs, 1):
-            wide = SEGMENT_ALIGNMENT if blob in referred else CONSTANT_ALIGNMENT
-            end = -(-end // wide) * wide
+            end = up(end, self.alignment[blob])
             self._constant_index[blob] = number
             placed.append((end, pieces[blob]))
             offsets.append(end)
@@ -131,7 +136,8 @@ class Data:
         if blobs and not end:  # the runtime takes an empty segment for none at all
             placed = [(0, Piece(bytes(CONSTANT_ALIGNMENT)))]
         self._offsets = tuple(offsets)
-        self.segments.append(Segment(tuple(placed)))
+        widest = max([SEGMENT_ALIGNMENT, *(self.alignment[blob] for blob in blobs)])
+        self.segments.append(Segment(tuple(placed), alignment=widest))
         for blob in blobs:
             if blob in referred and pieces[blob].size:
                 inside = (0, offsets[self._constant_index[blob]], pieces[blob].size)
@@ -141,7 +147,7 @@ class Data:
         for blob in referred:
             if blob not in self._segment_of:
                 self._segment_of[blob] = len(self.segments)
-                self.segments.append(Segment.of(pieces[blob]))
+                self.segments.append(Segment.of(pieces[blob], self.alignment[blob]))
 
     def _lay_out_initial(self) -> None:
         placed: list[tuple[int, Piece]] = []
@@ -151,7 +157,7 @@ class Data:
             self._initial_index[blob] = number
             placed.append((end, piece))
             offsets.append(end)
-            end = -(-(end + piece.size) // CONSTANT_ALIGNMENT) * CONSTANT_ALIGNMENT
+            end = up(end + piece.size, CONSTANT_ALIGNMENT)
         if placed:
             self._initial_offsets, self._initial_segment = tuple(offsets), len(self.segments)
             self.segments.append(Segment(tuple(placed)))
@@ -161,31 +167,48 @@ def merge_data(files: Sequence[PteFile]) -> Data:
     """Collects the data of all files. LinkError where one key names different bytes, or may."""
     _require_same_external(files)
     data = Data(files=files)
-    add = data.blobs.add
     owners: dict[str, PteFile] = {}
+
+    def add(file: PteFile, extent: Extent, alignment: int) -> int:
+        blob = data.blobs.add(Piece((file, extent)))
+        data.alignment[blob] = max(data.alignment.get(blob, 1), alignment)
+        return blob
+
     for number, file in enumerate(files):
         plans = file.plans
-        for index, size in sorted(constant_sizes(plans).items()):
-            extent = constant_extent(file, index, size)
-            data.constants[number, index] = add(Piece((file, extent)))
+        used = sorted(constant_sizes(plans).items())
+        extents = {index: constant_extent(file, index, size) for index, size in used}
+        wide = _alignment(CONSTANT_ALIGNMENT, extents.values())
+        for index, extent in extents.items():
+            data.constants[number, index] = add(file, extent, wide)
+        wide = _alignment(SEGMENT_ALIGNMENT, file.segments)
         for index, size in sorted(_initial_sizes(plans).items()):
-            data.initial[number, index] = add(Piece((file, _initial_extent(file, index, size))))
+            extent = _initial_extent(file, index, size)
+            data.initial[number, index] = add(file, extent, CONSTANT_ALIGNMENT)
         for plan in plans:
             for extent in delegate_extents(file, plan):
                 if extent.size and (number, extent) not in data.delegates:
-                    data.delegates[number, extent] = add(Piece((file, extent)))
+                    data.delegates[number, extent] = add(file, extent, wide)
         for key, segment in file.named.items():
             if key in OURS:
                 continue
             if key.startswith(PREFIX):
                 raise LinkError(f"{file.path}: has {key!r}, which only a newer mmpack can carry on")
-            blob = add(Piece((file, file.segments[segment])))
+            blob = add(file, file.segments[segment], wide)
             if data.named.setdefault(key, blob) != blob:
                 raise LinkError(
                     f"named data {key!r} are not the same in {owners[key].path} and in {file.path}"
                 )
             owners.setdefault(key, file)
     return data
+
+
+def _alignment(least: int, extents: Iterable[Extent]) -> int:
+    """What all of some pieces of a file are aligned to: its author may have asked for more than
+    the `least` that there is."""
+    offsets = [extent.offset for extent in extents if extent.size]
+    common = math.gcd(LARGEST_ALIGNMENT, *offsets)
+    return max(least, common) if len(offsets) > 1 else least
 
 
 def _require_same_external(files: Sequence[PteFile]) -> None:

@@ -41,11 +41,12 @@ class Segment:
     """A segment to be written: pieces at offsets from its start, gaps filled with zeros.
 
     `inside`: the segment takes no room of its own but is (index of an earlier segment, offset
-    in it, size).
+    in it, size). alignment: of its start in the file, a power of two.
     """
 
     pieces: tuple[tuple[int, Piece], ...] = ()
     inside: tuple[int, int, int] | None = None
+    alignment: int = SEGMENT_ALIGNMENT
 
     @property
     def size(self) -> int:
@@ -54,8 +55,9 @@ class Segment:
         return max((offset + piece.size for offset, piece in self.pieces), default=0)
 
     @classmethod
-    def of(cls, piece: Piece | bytes) -> Segment:
-        return cls(((0, Piece(piece) if isinstance(piece, bytes) else piece),))
+    def of(cls, piece: Piece | bytes, alignment: int = SEGMENT_ALIGNMENT) -> Segment:
+        whole = Piece(piece) if isinstance(piece, bytes) else piece
+        return cls(((0, whole),), alignment=alignment)
 
 
 def write_pte(
@@ -82,12 +84,13 @@ def write_pte(
         if segment.inside:
             offset = table[segment.inside[0]].offset + segment.inside[1]
         else:
-            offset = _up(end)
+            offset = up(end, segment.alignment)
             end = offset + segment.size
         table.append(DataSegment(offset, segment.size))
     # The length of the encoding may not depend on the checksum, so its place comes first.
     data = encode(evolve(program, segments=table or None), reserved=HEADER_SIZE)
-    base = _up(len(data)) if table else 0
+    widest = max([segment.alignment for segment in segments], default=1)
+    base = up(len(data), widest) if table else 0
     struct.pack_into(
         "<4sIQQQ", data, HEADER_AT, HEADER_MAGIC, HEADER_SIZE, len(data), base, end if table else 0
     )
@@ -107,8 +110,9 @@ def write_pte(
     return total
 
 
-def _up(size: int) -> int:
-    return -(-size // SEGMENT_ALIGNMENT) * SEGMENT_ALIGNMENT
+def up(size: int, alignment: int) -> int:
+    """The first multiple of `alignment` that is not below `size`."""
+    return -(-size // alignment) * alignment
 
 
 class _Stream:

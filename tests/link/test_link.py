@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import ExecutorchBackendConfig, to_edge, to_edge_transform_and_lower
 from executorch.exir._serialize._program import deserialize_pte_binary
+from torch.export import export
 
 from mmpack.multimethod.errors import FormatError, LinkError
 from mmpack.multimethod.link import PteFile, link, open_program, sizes, write_pte
@@ -80,6 +83,29 @@ def test_segments_are_aligned_and_sorted(pte: Pte, tmp_path: Path) -> None:
     with open_program(tmp_path / "x.pte") as file:
         offsets = [segment.offset for segment in file.segments]
         assert offsets == sorted(offsets) and not any(offset % 128 for offset in offsets)
+
+
+def test_wider_alignment_is_kept(pte: Pte, stock: OpenStock, tmp_path: Path) -> None:
+    """What ExecuTorch was asked for, for constants and for segments, also where another file has
+    the same bytes and did not ask."""
+    programs = {"forward": export(Mlp().eval(), ROW)}
+    lowered = to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
+    config = ExecutorchBackendConfig(segment_alignment=4096, constant_tensor_alignment=64)
+    (tmp_path / "wide.pte").write_bytes(bytes(lowered.to_executorch(config).buffer))
+    portable = to_edge(export(Mlp(seed=3, width=9).eval(), (torch.ones(2, 9),)))
+    (tmp_path / "plain.pte").write_bytes(bytes(portable.to_executorch(config).buffer))
+    files = [pte("xnnpack"), pte("twice"), tmp_path / "wide.pte", tmp_path / "plain.pte"]
+    rename = {"twice.pte:twice": "portable", "plain.pte:forward": "plain"}
+    link(files, tmp_path / "x.pte", rename=rename)
+    with open_program(tmp_path / "wide.pte") as wide, open_program(tmp_path / "x.pte") as file:
+        keys = wide.named.keys()
+        assert keys and not any(file.segments[file.named[key]].offset % 4096 for key in keys)
+        (plan,) = (plan for plan in file.plans if plan.name == "plain")
+        used = constant_sizes([plan])
+        assert len(used) == 4
+        assert not any(constant_extent(file, *one).offset % 64 for one in used.items())
+    program = stock(tmp_path / "x.pte")
+    assert same(program.run("forward", ROW), stock(tmp_path / "wide.pte").run("forward", ROW))
 
 
 def test_equal_weights_are_stored_once(pte: Pte, tmp_path: Path) -> None:
