@@ -41,6 +41,9 @@ def _allowed(
     first = inputs[0]
     if isinstance(node, WEIGHTED):
         yield first, DYNAMIC
+        # It crashes on weights that are no constants and of another datatype.
+        same = (Datatype(first.datatype),)
+        yield from ((value, same) for value in inputs[1:] if not value.static)
         yield from ((value, PLAIN) for value in outputs)
     elif isinstance(node, u.Convert):
         yield first, PLAIN
