@@ -6,6 +6,7 @@ at once.
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import click
 
-from mmpack.multimethod.errors import MmpackError
+from mmpack.multimethod.errors import MmpackError, OutputError
 from mmpack.multimethod.report.quiet import quiet_libraries
 
 SPEC = click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
@@ -45,6 +46,12 @@ class _Group(click.Group):
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
             click.echo(str(error), err=True)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise  # click knows what to do with a closed pipe
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(f"what this command prints cannot be written: {error.strerror}", err=True)
+            ctx.exit(OutputError.exit_code)
         except ImportError as error:  # a torch of the wrong version, a package that is missing
             click.secho("error: ", fg="red", bold=True, nl=False, err=True)
             click.echo(f"{error} (`mmpack doctor` lists what is installed)", err=True)

@@ -192,7 +192,16 @@ class TestRun:
             (("matmul", "a=random"), "matmul: takes 2 inputs, got 1: missing 'b'"),
             (("matmul", "a=random", "c=random"), "matmul has no input 'c'; known: a, b"),
             (("matmul", "a=[[1, 2]]", "b=random"), "matmul: input 'a': axis 1: expected 4, got 2"),
-            (("matmul", "a=x.npy", "b=random"), "input 'a': 'x.npy' cannot be read ("),
+            (("matmul", "a=x.npy", "b=random"), "input 'a': 'x.npy' cannot be read: No such"),
+            (("matmul", "a=rndom", "b=random"), "or [[1, 2]]; did you mean 'random'?"),
+            (
+                ("matmul", "a=[[1, 2, 3, 4]]", "b=random", "--dim", "m=2"),
+                "matmul: dim 'm' is to be 2, and an input that was given has 1",
+            ),
+            (
+                ("blend", "x=random", "y=random", "picks=[0, 1, 2, 3]"),
+                "blend: input 'picks': expected values from 0 to 2, got 3",
+            ),
             (("matmul", "a=random", "b=random", "--dim", "k=2"), "matmul has no dim 'k'; known:"),
             (
                 ("matmul", "a=random", "b=random", "--dim", "m=9"),
@@ -357,6 +366,18 @@ class TestProcess:
             "total: float32[2] = [8.0, 1.0]",
             "calls: float32[1] = [1.0]",
         ]
+
+    @pytest.mark.parametrize("args", [["check", ADDER], ["inspect", None]])
+    def test_what_is_printed_to_a_full_disk_is_one_line(
+        self, toy: Path, args: list[Path | str | None]
+    ) -> None:
+        command = [sys.executable, "-m", "mmpack.cli", *(str(arg or toy) for arg in args)]
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert done.returncode == 11
+        assert done.stderr == (
+            "error: what this command prints cannot be written: No space left on device\n"
+        )
 
     def test_an_error_prints_its_message_and_nothing_else(self, toy: Path) -> None:
         done = process("run", toy, "add", "amount=[1, 2, 3]")

@@ -61,7 +61,10 @@ def _copied(file: int, source: Path) -> int:
         if copy >= 0:
             os.close(copy)
         if isinstance(error, OSError):
-            raise FormatError(f"{source}: cannot be read: {error.strerror}") from error
+            raise FormatError(
+                f"{source}: cannot be read into memory: {error.strerror}; with `mmap=True`, `load` "
+                "maps the file instead"
+            ) from error
         raise
     finally:
         os.close(file)

@@ -279,3 +279,14 @@ def test_building_refuses_a_flow_that_is_not_its_reference(project: Any) -> None
     assert f"{project.path}:28:16: flow.prefill.reference: " in str(caught.value)
     assert "the model's whole takes no input 'x'; known: z" in str(caught.value)
     assert "`reference: none` leaves the flow unchecked" in str(caught.value)
+
+
+def test_a_flow_that_is_called_like_a_method_is_told_apart(toy: Path) -> None:
+    program = load(toy)
+    program.__dict__["flows"] = {"go": None}
+    with pytest.raises(
+        CallError, match=r"toy\.pte: 'go' is a flow, not a method; in Python, `load"
+    ):
+        program.run_method("go")
+    with pytest.raises(CallError, match="no method 'og'"):
+        program.run_method("og")

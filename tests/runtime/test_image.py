@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import shutil
@@ -138,3 +139,21 @@ def test_what_is_no_file_is_said(tmp_path: Path, mmap: bool) -> None:
         load(tmp_path, mmap=mmap)
     with pytest.raises(FormatError, match="cannot be opened: No such file or directory"):
         load(tmp_path / "none.pte", mmap=mmap)
+
+
+def test_a_copy_that_cannot_be_made_is_said_with_what_does_without(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch, pytest.raises(FormatError) as raised:
+        patch.setattr(os, "write", full)
+        load(path)
+    assert str(raised.value) == (
+        f"{path}: cannot be read into memory: File too large; with `mmap=True`, `load` maps the "
+        "file instead"
+    )
+    assert len(os.listdir("/proc/self/fd")) == before
+    use(load(path, mmap=True))
