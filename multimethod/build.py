@@ -262,10 +262,15 @@ def _link(parts: _Parts, verified: Verified | None, output: Path) -> LinkReport:
 
 
 def _flows(verified: Verified | None) -> dict[str, Any]:
-    """What the manifest says of each flow: how far it is from its reference, or that it was not
-    compared, since it has none."""
+    """What the manifest says of each flow: how far it is from its reference and what is allowed,
+    or that it was not compared, since it has none."""
     return {
-        checked.name.removeprefix("flow "): {"error": checked.error, "tolerance": checked.tolerance}
+        checked.name.removeprefix("flow "): {
+            "error": checked.error,
+            "tolerance": _finite(checked.tolerance),
+            "sqnr": _finite(checked.sqnr),
+            "least_sqnr": checked.least_sqnr,
+        }
         if checked.compared
         else "not compared"
         for checked in (verified.flows if verified is not None else ())
