@@ -20,6 +20,7 @@ from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.model import load_model, state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
+from mmpack.multimethod.compile.precision import least_sqnr
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.compile.state import State, decide
 from mmpack.multimethod.compile.unit import Unit, make_units
@@ -30,6 +31,7 @@ from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.scratch import scratch_folder
+from mmpack.multimethod.shared_scales import one_tensor, require_one_scale, with_common_ranges
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile, load_spec
 from mmpack.multimethod.spec.records import FlowSpec
@@ -216,8 +218,18 @@ def _compile(
     for name, flow in expanded_flows(spec_file).items():  # every edge, before anything is compiled
         plans[name] = make_plan(name, flow, signatures)
         _require_stateless(name, flow, state)
-    examples = record_examples(spec_file, model, units, signatures, plans, store.scratch("tape"))
+    quantized = any(least_sqnr(unit) is not None for unit in units.values())
+    if quantized:
+        progress.stage("calibrate", 1)
+    users = {**state.private, **state.shared}
+    tape = store.scratch("tape")
+    examples = record_examples(spec_file, model, units, signatures, plans, tape, users)
+    if quantized:
+        progress.done("")
+    together = one_tensor(plans.values(), state)
+    examples = with_common_ranges(examples, together)
     objects = compiler.compile_all(state, jobs, signatures, examples)
+    require_one_scale(together, {name: o.figures for name, o in objects.by_name.items()})
     return _Parts(spec_file, units, signatures, objects, state, examples)
 
 
