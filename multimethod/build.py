@@ -20,7 +20,7 @@ from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.model import load_model, state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
-from mmpack.multimethod.compile.precision import least_sqnr
+from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.compile.state import State, decide
 from mmpack.multimethod.compile.unit import Unit, make_units
@@ -226,7 +226,8 @@ def _compile(
     examples = record_examples(spec_file, model, units, signatures, plans, tape, users)
     if quantized:
         progress.done("")
-    together = one_tensor(plans.values(), state)
+    calibrated = {name for name, unit in units.items() if is_calibrated(unit)}
+    together = one_tensor(plans.values(), state, calibrated)
     examples = with_common_ranges(examples, together)
     objects = compiler.compile_all(state, jobs, signatures, examples)
     require_one_scale(together, {name: o.figures for name, o in objects.by_name.items()})

@@ -7,7 +7,7 @@ all of them together, so that they are quantized alike; what still differs is re
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -24,10 +24,13 @@ Together = tuple[tuple[Place, ...], ...]
 """Groups of places that one tensor passes."""
 
 
-def one_tensor(plans: Iterable[Plan], state: State) -> Together:
+def one_tensor(plans: Iterable[Plan], state: State, calibrated: Collection[str]) -> Together:
     """The places that one tensor passes: what a step gives and later ones take, what is appended
-    to a cache and read from it (flows that have a cache in common share it), and shared state."""
-    groups = _Groups()
+    to a cache and read from it (flows that have a cache in common share it), and shared state.
+
+    calibrated: the methods that count. A float one between two others keeps nobody to a scale.
+    """
+    groups = _Groups(calibrated)
     for plan in plans:
         values: dict[str, object] = {}
         for step in plan.steps:
@@ -100,7 +103,8 @@ def _named(place: Place) -> str:
 class _Groups:
     """Disjoint sets (union-find)."""
 
-    def __init__(self) -> None:
+    def __init__(self, calibrated: Collection[str]) -> None:
+        self._calibrated = calibrated
         self._parent: dict[object, object] = {}
 
     def _root(self, thing: object) -> object:
@@ -109,14 +113,15 @@ class _Groups:
             thing = self._parent[thing]
         return thing
 
-    def join(self, one: object, other: object) -> None:
-        self._parent[self._root(other)] = self._root(one)
+    def join(self, given: object, place: Place) -> None:
+        if place[0] in self._calibrated:
+            self._parent[self._root(place)] = self._root(given)
 
     def places(self) -> Together:
         """The sets of more than one place, in the order in which they were met."""
         sets: dict[object, list[Place]] = {}
         for thing in self._parent:
             members: Sequence[object] = thing if isinstance(thing, tuple) else ()
-            if len(members) == 2 and isinstance(members[1], tuple):
+            if members[0] in self._calibrated and isinstance(members[1], tuple):
                 sets.setdefault(self._root(thing), []).append(thing)  # type: ignore[arg-type]
         return tuple(tuple(places) for places in sets.values() if len(places) > 1)
