@@ -23,6 +23,7 @@ from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.fingerprint import fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
+from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.compile.state import State, decide
 from mmpack.multimethod.compile.unit import Unit
@@ -35,6 +36,7 @@ from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.rotation import require_one_rotation
 from mmpack.multimethod.scratch import scratch_folder
+from mmpack.multimethod.shared_scales import one_tensor, require_one_scale, with_common_ranges
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile, load_spec
 from mmpack.multimethod.targets import BACKENDS
@@ -231,8 +233,19 @@ def _compile(
     # Every edge, before anything is compiled.
     plans = {n: plan_flow(spec_file, n, signatures, state) for n in spec_file.spec.flow}
     require_one_rotation(spec_file, units, plans.values())
-    examples = record_examples(spec_file, model, units, signatures, plans, store.scratch("tape"))
+    quantized = any(least_sqnr(unit) is not None for unit in units.values())
+    if quantized:
+        progress.stage("calibrate", 1)
+    users = {**state.private, **state.shared}
+    tape = store.scratch("tape")
+    examples = record_examples(spec_file, model, units, signatures, plans, tape, users)
+    if quantized:
+        progress.done("")
+    calibrated = {name for name, unit in units.items() if is_calibrated(unit)}
+    together = one_tensor(plans.values(), state, calibrated)
+    examples = with_common_ranges(examples, together)
     objects = compiler.compile_all(state, jobs, signatures, examples)
+    require_one_scale(together, {name: o.figures for name, o in objects.by_name.items()})
     return _Parts(spec_file, units, signatures, objects, state, examples)
 
 

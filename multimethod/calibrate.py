@@ -46,10 +46,12 @@ def record_examples(
     signatures: Mapping[str, Signature],
     plans: Mapping[str, Plan],
     tape: Path,
+    state: Mapping[str, tuple[str, ...]] | None = None,
 ) -> Examples:
     """Run what `calibration` yields, and record the calls of every quantized method.
 
-    plans: the flows. tape: the file that the calls are written to.
+    plans: the flows. tape: the file that the calls are written to. state: name of a buffer in the
+    model -> methods that use it.
     Raises ModelError, with the spec's line, for a callable that fails or yields nothing or what
     does not fit, and for a method that no sample reaches.
     """
@@ -60,9 +62,14 @@ def record_examples(
         rest = {}  # dynamic ones; `check` has refused the others
     if not own and not rest:
         return NO_EXAMPLES
+    users = state or {}
     modules = (unit.module for unit in units.values())
     with Tape(tape) as written, torch.no_grad(), kept_buffers(model, *modules):
-        recorder = _Recorder(units, signatures, quantized, written)
+        buffers = {
+            name: [(b, buffer) for b, buffer in model.named_buffers() if name in users.get(b, ())]
+            for name in quantized
+        }
+        recorder = _Recorder(units, signatures, buffers, written)
         for name, unit in own.items():
             _record_own(spec_file, recorder, name, str(unit.spec.calibration))
         if rest:
@@ -74,13 +81,14 @@ def record_examples(
 
 
 class _Recorder:
-    """Runs units eagerly, and notes the calls of some of them."""
+    """Runs units eagerly, and notes the calls of some of them. noted: those, each with its state,
+    by its name in the model."""
 
     def __init__(
         self,
         units: Mapping[str, Unit],
         signatures: Mapping[str, Signature],
-        noted: Mapping[str, Unit],
+        noted: Mapping[str, list[tuple[str, torch.Tensor]]],
         tape: Tape,
     ) -> None:
         self.units = units
@@ -92,6 +100,11 @@ class _Recorder:
         self.flows_held_back: dict[str, list[Call]] = {}
         self.sample = 0
         self._tape = tape
+        self._state = noted
+        self._results = {
+            name: namedtuple("Outputs", [value.name for value in signature.outputs])  # type: ignore[misc]
+            for name, signature in signatures.items()
+        }
         self._arguments = {name: Arguments(signature) for name, signature in signatures.items()}
 
     def __getitem__(self, name: str) -> Callable[..., Any]:
@@ -99,15 +112,14 @@ class _Recorder:
 
     def run(self, name: str, args: Any, kwargs: Any) -> Any:
         """Call a unit; the result is a tuple with the names of its outputs."""
-        signature = self.signatures[name]
         inputs = list(self._arguments[name].accept(args, kwargs))
         given = [tensor.clone() for tensor in inputs]
+        self._note_state(name)
         outputs = pytree.tree_leaves(self.units[name].module(*given))
+        self._note_state(name)
         if name in self.calls:
             self._note(name, inputs, outputs)
-        return namedtuple(f"{name}_outputs", [v.name for v in signature.outputs], rename=True)(  # type: ignore[misc]
-            *outputs
-        )
+        return self._results[name](*outputs)
 
     def _note(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
         call = self._tape.write(inputs)
@@ -123,6 +135,11 @@ class _Recorder:
             for value, tensor in zip(values, tensors, strict=True):
                 if tensor.is_floating_point():
                     _widen(ranges, (kind, value.name), tensor)
+
+    def _note_state(self, name: str) -> None:
+        for buffer, tensor in self._state.get(name, ()):
+            if tensor.is_floating_point() and not self._judges():
+                _widen(self.ranges[name], ("state", buffer), tensor)
 
     def note_flow(self, name: str, inputs: Mapping[str, torch.Tensor]) -> None:
         kind = self.flows_held_back if self._judges() else self.flows

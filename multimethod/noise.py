@@ -14,7 +14,7 @@ import torch
 from attrs import define
 
 from mmpack.multimethod.compare import HUGE, SMALLEST_SCALE
-from mmpack.multimethod.compile.calls import Call, Examples, read_calls
+from mmpack.multimethod.compile.calls import Call, Examples, read_calls, spread
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.flow.plan import Plan
 from mmpack.multimethod.signature import ValueSpec
@@ -72,13 +72,6 @@ def judging_calls(unit: Unit, examples: Examples) -> tuple[Call, ...]:
     are any, else of those that it was; none if nothing was recorded."""
     calls = examples.held_back.get(unit.name) or examples.calls.get(unit.name) or ()
     return spread(calls, JUDGES)
-
-
-def spread(calls: Sequence[Call], most: int) -> tuple[Call, ...]:
-    """At most so many of some calls, evenly from the first to the last."""
-    if len(calls) <= most:
-        return tuple(calls)
-    return tuple(calls[i * (len(calls) - 1) // (most - 1)] for i in range(most))
 
 
 def resized(

@@ -108,3 +108,10 @@ class Examples:
 
 
 NO_EXAMPLES = Examples(Path(), {}, {}, {})
+
+
+def spread(calls: Sequence[Call], most: int) -> tuple[Call, ...]:
+    """At most so many of some calls, evenly from the first to the last."""
+    if len(calls) <= most:
+        return tuple(calls)
+    return tuple(calls[i * (len(calls) - 1) // (most - 1)] for i in range(most))

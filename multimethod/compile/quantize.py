@@ -23,13 +23,17 @@ from torch.export import Dim as TorchDim
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from mmpack.multimethod.compile.calls import Call, Examples, read_calls
+from mmpack.multimethod.compile.calls import Call, Examples, read_calls, spread
 from mmpack.multimethod.compile.export import mark_as_state
 from mmpack.multimethod.compile.scales import End, Scale, hold, read_scales
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.targets import BACKENDS
+
+MOST_CALLS = 256
+"""At most so many calls of a method are run through its graph, from all over the samples. The
+ranges at its ends are of all of them."""
 
 
 @frozen
@@ -56,7 +60,7 @@ def make_plan(signature: Signature, state: Collection[str], examples: Examples) 
         inputs=tuple(value.name for value in signature.inputs),
         outputs=tuple(value.name for value in signature.outputs),
         tape=examples.tape if examples.calls.get(name) else None,
-        calls=examples.calls.get(name, ()),
+        calls=spread(examples.calls.get(name, ()), MOST_CALLS),
         ranges=tuple(sorted(examples.ranges.get(name, {}).items())),
         state=tuple(sorted(state)),
     )
@@ -77,6 +81,10 @@ def read_plan(path: str) -> Plan:
 def as_plain(scales: Mapping[End, tuple[Scale, ...]]) -> list[Any]:
     """Plain data for the figures of an object: [kind, name, [scale, …]] for each end."""
     return [[kind, name, PLAIN.unstructure(found)] for (kind, name), found in scales.items()]
+
+
+def from_plain(plain: Any) -> dict[End, tuple[Scale, ...]]:
+    return {(kind, name): PLAIN.structure(found, tuple[Scale, ...]) for kind, name, found in plain}
 
 
 def quantize(

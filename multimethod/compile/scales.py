@@ -183,6 +183,6 @@ def _with_range(observer: Any, low: float, high: float) -> Any:
 
 def _replace(module: GraphModule, old: Any, new: Any) -> None:
     """In all its places: values that share a scale share an observer, under several names."""
-    for name, child in list(module.named_children()):
+    for name, child in list(module._modules.items()):
         if child is old:
             setattr(module, name, new)

@@ -30,7 +30,8 @@ from mmpack.multimethod.signature import Signature
 class MethodView:
     """One method. delegates: backend -> how many calls; left: operator -> how many calls on the
     CPU; arenas: bytes of planned memory, by memory id from 1; bytes: delegate data and constants
-    that it reaches, shared ones included."""
+    that it reaches, shared ones included; precision, sqnr (dB), scales: of a quantized method, see
+    `MethodRecord`."""
 
     signature: Signature
     target: str | None
@@ -42,6 +43,9 @@ class MethodView:
     bytes: int
     error: float | None
     verified: bool
+    precision: str | None = None
+    sqnr: float | None = None
+    scales: tuple[Any, ...] = ()
 
 
 @frozen
@@ -130,6 +134,9 @@ def _view(
         bytes=size,
         error=record.error if record else None,
         verified=record.verified if record else False,
+        precision=record.options.get("precision") if record else None,
+        sqnr=record.sqnr if record else None,
+        scales=tuple(record.scales) if record else (),
     )
 
 
@@ -141,6 +148,7 @@ def _lines(seen: Inspection) -> list[str]:
     for method in seen.methods.values():
         lines.append(str(method.signature))
         target = [f"target {method.target}"] if method.target else []
+        target += [method.precision] if method.precision else []
         delegates = [f"{count} × {name}" for name, count in method.delegates.items()]
         lines.append("  " + ", ".join(target + (delegates or ["no delegate"])))
         if method.left:
@@ -151,6 +159,14 @@ def _lines(seen: Inspection) -> list[str]:
             lines.append(f"  on the CPU: {calls}")
         arenas = " + ".join(size(arena) for arena in method.arenas if arena) or "none"
         checked = f", max error {method.error:.1e}" if method.error is not None else ""
+        checked += f", SQNR {method.sqnr:.1f} dB" if method.sqnr is not None else ""
+        for kind, name, scales in method.scales:
+            told = "; ".join(
+                f"{s['dtype']} {s['low']}..{s['high']}, scale {s['scale']:.6g}, zero point "
+                f"{s['zero_point']}"
+                for s in scales
+            )
+            lines.append(f"  {kind} {name}: {told}")
         lines.append(f"  data {size(method.bytes)}, arenas {arenas}{checked}")
     if seen.constants:
         lines += ["", "constants"]

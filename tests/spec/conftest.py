@@ -19,6 +19,7 @@ from torch import nn
 class Wrapper(nn.Module): ...
 def make(layers=4): ...
 def sample(): ...
+def prompts(): ...
 """
 
 
@@ -34,6 +35,7 @@ class NpuOptions:
     share: float | None = None
     fast: bool = False
     cores: tuple[int, ...] = ()
+    precision: Literal["fp16", "16a8w", "8da8w"] = "fp16"
 
 
 def _refuses(options: Any, method: Any, inputs: Any, dims: Any) -> Refusal | None:
@@ -43,7 +45,12 @@ def _refuses(options: Any, method: Any, inputs: Any, dims: Any) -> Refusal | Non
 
 BACKENDS = {
     "cpu": SimpleNamespace(Options=NoOptions, refuses=lambda *_: None),
-    "npu": SimpleNamespace(Options=NpuOptions, refuses=_refuses),
+    "npu": SimpleNamespace(
+        Options=NpuOptions,
+        refuses=_refuses,
+        sqnr=lambda options: None if options.precision == "fp16" else 30.0,
+        calibrated=lambda options: options.precision == "16a8w",
+    ),
 }
 
 

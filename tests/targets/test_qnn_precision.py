@@ -1,0 +1,107 @@
+"""QNN's quantized precisions, compiled by its compiler and run in its simulator."""
+
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmpack.multimethod.link import PteFile, read_manifest
+from mmpack.multimethod.targets import BACKENDS
+
+FOUND = BACKENDS["qnn"].available()
+pytestmark = pytest.mark.skipif(
+    not (FOUND.builds and FOUND.runs), reason=f"qnn: {FOUND.detail}; {FOUND.remedy}"
+)
+
+MODEL = """
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 192, bias=False), nn.Linear(192, 64)
+    def forward(self, x):
+        return self.down(torch.nn.functional.silu(self.up(x)))
+
+def examples():
+    generator = torch.Generator().manual_seed(3)
+    for i in range(8):
+        yield {"x": torch.randn(1, 8, 64, generator=generator)}
+"""
+LEAST = {"16a8w": 35.0, "16a4w": 15.0, "16a4w_block": 15.0, "8a8w": 25.0}
+"""Precision -> ratio in dB. A block that is compiled wrongly has less than 1 dB here."""
+SPEC = """\
+mmpack: 1
+model: {factory: model.py:make}
+targets: {npu: {backend: qnn, soc: SM8750, precision: 16a8w}}
+calibration: model.py:examples
+methods:
+""" + "".join(
+    f'  m{word}: {{module: ".", target: npu, precision: {word}, inputs: {{x: [1, 8, 64]}}}}\n'
+    for word in LEAST
+)
+
+
+def test_every_precision_computes_what_the_model_does(project: Any) -> None:
+    project.model(MODEL).spec("", head=SPEC)
+    program = project.program(workers=True)
+    model = project.load_model()
+    generator = torch.Generator().manual_seed(11)
+    x = torch.randn(1, 8, 64, generator=generator)
+    expected = model(x)
+    with PteFile.open(project.output) as file:
+        manifest = read_manifest(file)
+        assert manifest is not None
+    for word, least in LEAST.items():
+        got = program.run_method(f"m{word}", x).out
+        noise = float((expected - got).square().sum())
+        assert 10 * math.log10(float(expected.square().sum()) / noise) > least, word
+        record = manifest.methods[f"m{word}"]
+        assert record.sqnr is not None and record.sqnr > least
+        assert record.delegated == record.operators
+        (kind, _, (scale,)), (out, _, _) = record.scales
+        assert (kind, out) == ("input", "output")
+        assert scale["high"] - scale["low"] == (255 if word == "8a8w" else 65535)
+    assert manifest.methods["m16a4w"].size < manifest.methods["m16a8w"].size
+
+
+@pytest.mark.slow
+def test_the_adder_still_adds_at_16a8w(tmp_path: Path, build_cache: Path) -> None:
+    """Projections and MLPs on the NPU, attention in float on the CPU: one prompt at a time, the
+    likeliest byte after each byte of the answer is the right one."""
+    from mmpack.examples.adder import sums
+    from mmpack.multimethod import build, load
+
+    home = Path(__file__).parents[2] / "examples" / "adder"
+    text = (home / "adder.yaml").read_text()
+    text = text.replace("model.py:adder", f"{home}/model.py:adder")
+    text = text.replace("weights: adder", f"weights: {home}/adder")
+    text = text.replace("[chunk, one]", "[chunk]")
+    text = text[: text.index("  decode:")] + text[text.index("constants:") :]
+    text = text.replace(
+        "targets:\n",
+        "calibration: mmpack.examples.adder.calibration:prompts\ntargets:\n"
+        "  npu: {backend: qnn, soc: SM8750, precision: 16a8w}\n",
+    )
+    head, marker, rest = text.partition("  layers.{i}.output_mlp.{n}:")
+    projections, attention, mixed = head.partition("  attention.{n}:")
+    front, wrapper, projection = projections.partition("    wrapper: qkv_proj")
+    text = front + wrapper + projection.replace("target: cpu", "target: npu") + attention + mixed
+    text += marker + rest.replace("target: cpu", "target: npu", 1)
+    spec = tmp_path / "adder.yaml"
+    spec.write_text(text)
+    build(spec, tmp_path / "adder.pte", cache=build_cache, jobs=2)
+
+    flow = load(tmp_path / "adder.pte").flow("prefill")
+    rng = random.Random(0)
+    right = 0
+    for question in sums.held_out(20, 1):
+        shown = "".join(sums.line(*sums.draw(rng)) for _ in range(6)) + sums.line(*question)
+        tokens = torch.tensor([sums.encode(shown)])
+        guess = flow.run(tokens=tokens).logits.argmax(-1)[0]
+        start = shown.rindex("=") + 1
+        right += torch.equal(guess[start - 1 : -1], tokens[0, start:])
+    assert right >= 18

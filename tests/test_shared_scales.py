@@ -1,0 +1,175 @@
+"""One tensor has one scale, at both ends of an edge, in caches, and in state that is shared."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmpack.multimethod.compile.calls import Examples
+from mmpack.multimethod.compile.scales import Scale
+from mmpack.multimethod.compile.state import State
+from mmpack.multimethod.errors import CompileError
+from mmpack.multimethod.flow.plan import Plan, Step
+from mmpack.multimethod.link import PteFile, read_manifest
+from mmpack.multimethod.shared_scales import (
+    agree,
+    one_tensor,
+    require_one_scale,
+    with_common_ranges,
+)
+
+INT8 = Scale(0.1, 3, -128, 127, "int8")
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (Scale(0.1, 3, -128, 127, "int8"), True),
+        (Scale(0.1, 4, -128, 127, "int8"), False),
+        (Scale(0.1001, 3, -128, 127, "int8"), False),
+        (Scale(0.1, 131, 0, 255, "uint8"), True),  # the same range, from -13.1 to 12.4
+        (Scale(0.1, 128, 0, 255, "uint8"), False),
+        (Scale(25.5 / 65535, 33667, 0, 65535, "uint16"), True),
+        (Scale(26.5 / 65535, 33667, 0, 65535, "uint16"), False),
+    ],
+)
+def test_what_agrees(other: Scale, same: bool) -> None:
+    assert agree(INT8, other) is same is agree(other, INT8)
+
+
+def plan(name: str, steps: list[Step], caches: tuple[str, ...] = ()) -> Plan:
+    return Plan(name, {}, dict.fromkeys(caches), tuple(steps), {}, "none", 1)  # type: ignore[arg-type]
+
+
+def test_places_that_one_tensor_passes() -> None:
+    prefill = plan(
+        "prefill",
+        [
+            Step("qkv", (("x", "x"),), (("q", "q"), ("x", "x")), (("k", "keys"),)),
+            Step("attend", (("q", "q"), ("k", "keys")), (("y", "y"),), ()),
+            Step("mlp", (("h", "x"), ("y", "y")), (), ()),
+        ],
+        ("keys",),
+    )
+    decode = plan("decode", [Step("one", (("x", "x"),), (), (("k", "keys"),))], ("keys",))
+    every = {"qkv", "attend", "mlp", "one"}
+    state = State({"cache": ("one", "qkv")}, {"own": ("mlp",)}, {})
+    assert {frozenset(group) for group in one_tensor([prefill, decode], state, every)} == {
+        frozenset([("qkv", ("output", "q")), ("attend", ("input", "q"))]),
+        frozenset([("attend", ("output", "y")), ("mlp", ("input", "y"))]),
+        frozenset([("qkv", ("output", "x")), ("mlp", ("input", "h"))]),
+        frozenset([("qkv", ("output", "k")), ("attend", ("input", "k")), ("one", ("output", "k"))]),
+        frozenset([("one", ("state", "cache")), ("qkv", ("state", "cache"))]),
+    }
+    # Where attention is float, only who writes to one cache is held together.
+    assert {
+        frozenset(g) for g in one_tensor([prefill, decode], State({}, {}, {}), every - {"attend"})
+    } == {
+        frozenset([("qkv", ("output", "x")), ("mlp", ("input", "h"))]),
+        frozenset([("qkv", ("output", "k")), ("one", ("output", "k"))]),
+    }
+
+
+def test_all_ends_of_a_tensor_get_its_whole_range() -> None:
+    ranges = {
+        "a": {("output", "y"): (-1.0, 2.0), ("input", "x"): (0.0, 9.0)},
+        "b": {("input", "y"): (-3.0, 1.0)},
+    }
+    examples = Examples(Path(), {}, {}, ranges)
+    together = ((("a", ("output", "y")), ("b", ("input", "y")), ("float", ("input", "y"))),)
+    assert with_common_ranges(examples, together).ranges == {
+        "a": {("output", "y"): (-3.0, 2.0), ("input", "x"): (0.0, 9.0)},
+        "b": {("input", "y"): (-3.0, 2.0)},
+    }
+    assert ranges["b"] == {("input", "y"): (-3.0, 1.0)}
+
+
+def figures(scale: float, zero_point: int) -> dict[str, object]:
+    plain = {"scale": scale, "zero_point": zero_point, "low": 0, "high": 255, "dtype": "uint8"}
+    return {"scales": [["input", "x", [plain]]]}
+
+
+def test_a_tensor_that_two_methods_quantize_differently_is_refused() -> None:
+    together = ((("a", ("input", "x")), ("b", ("input", "x")), ("float", ("input", "x"))),)
+    require_one_scale(together, {"a": figures(0.5, 3), "b": figures(0.5, 3), "float": {}})
+    with pytest.raises(CompileError) as raised:
+        require_one_scale(together, {"a": figures(0.5, 3), "b": figures(0.25, 7), "float": {}})
+    assert str(raised.value).startswith(
+        "input 'x' of a and input 'x' of b are one tensor, and are quantized differently: with "
+        "uint8 scale 0.5 zero point 3, and with uint8 scale 0.25 zero point 7\n"
+    )
+
+
+MODEL = """
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+    def forward(self, x):
+        return self.second(self.first(x))
+
+def examples():
+    generator = torch.Generator().manual_seed(3)
+    for i in range(4):
+        yield torch.randn(1, 4, 32, generator=generator)
+
+def larger():
+    for sample in examples():
+        yield sample * 3
+"""
+FLOW = """
+dims: {n: 4}
+calibration: model.py:examples
+methods:
+  first: {module: first, target: q, inputs: {input: [1, n, 32]}, outputs: h}
+  second: {module: second, target: q, MORE inputs: {input: [1, n, 32]}, outputs: y}
+flow:
+  whole:
+    cut: {x: n}
+    steps: [{run: first, with: {input: x}}, {run: second, with: {input: h}}]
+    outputs: [y]
+"""
+HEAD = """\
+mmpack: 1
+model: {factory: model.py:make}
+targets: {q: {backend: xnnpack, precision: 8a8w}}
+"""
+
+
+def scales(project: Any) -> dict[tuple[str, str, str], Any]:
+    with PteFile.open(project.output) as file:
+        manifest = read_manifest(file)
+        assert manifest is not None
+        return {
+            (method, kind, name): found
+            for method, record in manifest.methods.items()
+            for kind, name, found in record.scales
+        }
+
+
+@pytest.mark.parametrize("more", ["", "calibration: model.py:larger,"])
+def test_both_ends_of_an_edge_have_one_scale(project: Any, more: str) -> None:
+    project.model(MODEL).spec(FLOW.replace("MORE", more), head=HEAD)
+    report = project.build()
+    found = scales(project)
+    assert found["first", "output", "h"] == found["second", "input", "input"]
+    assert found["first", "input", "input"] != found["second", "input", "input"]
+    (flow,) = report.flows
+    assert flow.sqnr is not None and flow.least_sqnr is not None and flow.right
+
+
+def test_a_build_whose_ends_disagree_is_stopped(
+    project: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = sys.modules["mmpack.multimethod.build"]
+    monkeypatch.setattr(build, "with_common_ranges", lambda examples, together: examples)
+    spec = FLOW.replace("MORE", "calibration: model.py:larger,")
+    project.model(MODEL).spec(spec, head=HEAD)
+    with pytest.raises(CompileError) as raised:
+        project.build()
+    assert "output 'h' of first and input 'input' of second are one tensor" in str(raised.value)
+    assert str(raised.value).count("int8 scale") == 2
+    assert not project.output.exists()
