@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from mmpack.cli import main
 from mmpack.multimethod import errors, load
 from mmpack.multimethod.errors import MmpackError
+from mmpack.multimethod.targets import BACKENDS
 
 ROOT = Path(__file__).parent.parent
 ADDER = ROOT / "examples" / "adder" / "adder.yaml"
@@ -348,7 +350,12 @@ def test_doctor_tells_what_is_here() -> None:
     result = mmpack("doctor")
     assert "builds yes, runs yes  (XnnpackBackend is registered)" in result.stdout
     assert torch.__version__ in result.stdout
-    assert result.exit_code == (1 if "to change that" in result.stdout else 0)
+    lines = result.stdout.splitlines()
+    helped = [line for line, next_ in pairwise(lines) if "to change that" in next_]
+    needed = [line for line in helped if not line.startswith("  qnn ")]
+    assert result.exit_code == (1 if needed else 0)
+    proven = "\n                 a small graph was compiled and run in " in result.stdout
+    assert proven == BACKENDS["qnn"].available().builds
 
 
 def process(*args: object) -> subprocess.CompletedProcess[str]:

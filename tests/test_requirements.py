@@ -11,11 +11,13 @@ from importlib import metadata
 from pathlib import Path
 
 from mmpack.multimethod.report.doctor import PACKAGES
+from mmpack.multimethod.targets.qnn_sdk import BESIDES, PACKAGE, WORKS
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("multimethod", "wrappers", "examples", "cli.py")
-COMMANDS = {"pytest-benchmark"}
-"""Listed for what they do to a command, whether or not something imports them."""
+COMMANDS = {"pytest-benchmark", "mmpack"}
+"""Listed for what they do to a command, whether or not something imports them; our own other
+extras."""
 
 
 def python_files(name: str) -> list[Path]:
@@ -44,8 +46,8 @@ def listed(section: str, key: str) -> set[str]:
     """The names of the packages in a list of requirements."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
-    lines = config[section][key].split()
-    return {normal(re.split(r"[<>=!~;\[]", line)[0]) for line in lines}
+    lines = config[section][key].split("\n")
+    return {normal(re.split(r"[<>=!~;\[]", line)[0]) for line in lines if line}
 
 
 def normal(package: str) -> str:
@@ -75,6 +77,12 @@ def test_every_import_of_the_tests_is_installed() -> None:
     modules = third_party("tests")
     assert {"pytest", "hypothesis"} <= modules.keys()
     assert unlisted(modules, test | listed("options", "install_requires")) == []
+
+
+def test_the_qnn_extra_is_what_its_target_asks_for() -> None:
+    assert listed("options.extras_require", "qnn") == set(map(normal, (PACKAGE, *BESIDES)))
+    text = (ROOT / "setup.cfg").read_text()
+    assert f"{PACKAGE}=={WORKS};" in text
 
 
 def test_doctor_shows_what_is_installed() -> None:
