@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from mmpack.multimethod import LinkError, inspect, link, load
 from mmpack.multimethod.compile.cache import Cache
 
 from ..compile.projects import Project
-from .qnn import METHODS, needs_qnn
+from .qnn import HEAD, METHODS, needs_qnn
 
 pytestmark = needs_qnn
 
@@ -32,13 +34,33 @@ def test_a_second_build_compiles_nothing(npu: Project, tmp_path: Path) -> None:
     assert (tmp_path / "again.pte").read_bytes() == npu.output.read_bytes()
 
 
-def test_one_method_changed_is_one_compiled(npu: Project, tmp_path: Path) -> None:
+BUILD = """
+import sys, torch
+from mmpack.multimethod import build, load
+spec, output, cache = sys.argv[1:]
+report = build(spec, output, cache=cache)
+print(*[method.signature.method for method in report.methods if not method.cached])
+program = load(output)
+program.run_method("table", torch.zeros(1, 2, dtype=torch.int64))
+program.reset()
+program.run_method("mlp", torch.zeros(1, 8, 64))
+"""
+
+
+def test_one_method_changed_is_one_compiled_and_nothing_of_qnn_is_printed(
+    npu: Project, tmp_path: Path
+) -> None:
     other = Project(tmp_path, npu.cache)
     (tmp_path / "model.py").write_text((npu.folder / "model.py").read_text())
-    head = npu.path.read_text().partition("methods:")[0]
-    other.spec(METHODS.replace("{input: {shape: [1, 8]", "{input: {shape: [1, 2]"), head)
-    report = other.build(workers=True)
-    assert [m.signature.method for m in report.methods if not m.cached] == ["table"]
+    other.spec(METHODS.replace("{input: {shape: [1, 8]", "{input: {shape: [1, 2]"), HEAD)
+    script = [sys.executable, "-W", "ignore", "-c", BUILD]
+    arguments = [str(other.path), str(other.output), str(other.cache)]
+    done = subprocess.run([*script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "table\n"
+    assert "qnn" not in done.stderr.lower() and "stage" not in done.stderr
+    logs = [path.read_text() for path in (other.cache / "logs").glob("table-*.log")]
+    assert any("[Qnn ExecuTorch]" in log for log in logs)  # there it is
 
 
 def test_programs_with_qnn_methods_are_linked_like_any(npu: Project, tmp_path: Path) -> None:
