@@ -12,8 +12,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import nn
 
 from mmpack.multimethod.calibrate import record_examples
@@ -30,6 +31,13 @@ from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.errors import OutputError, TargetError
 from mmpack.multimethod.examine import Examined, assemble, plan_flow, rehearse_all
 from mmpack.multimethod.flow.plan import expanded_flows
+from mmpack.multimethod.heads import (
+    compare_heads,
+    heads_note,
+    heads_record,
+    require_heads,
+    unconverted,
+)
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
 from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.plain import PLAIN
@@ -59,6 +67,7 @@ class MethodReport:
     precision: str | None = None
     quantized: bool = False
     sqnr: float | None = None
+    note: str | None = None
 
 
 @frozen
@@ -112,8 +121,9 @@ def build(
         if verified is not None and (stale := _doubtful(parts, verified)):
             parts = _compile(made, prints, store, jobs, progress, stale)
             verified = _verify(parts, model, target, progress)
-    if verified is not None:
-        verified.require_right()
+        if verified is not None:
+            verified.require_right()
+            parts = attrs.evolve(parts, apart=_compare_heads(parts, model, store, jobs, progress))
     progress.stage("link", 1)
     report = _link(parts, verified, target)
     progress.done("")
@@ -151,6 +161,20 @@ def _verify(parts: _Parts, model: nn.Module, target: Path, progress: Progress) -
         )
 
 
+def _compare_heads(
+    parts: _Parts, model: nn.Module, store: Cache, jobs: int, progress: Progress
+) -> dict[str, float]:
+    """What was converted to single heads, held against itself unconverted."""
+    twins = unconverted(parts.units, parts.objects)
+    if not twins:
+        return {}
+    names = state_names(model)
+    compiler = Compiler(twins, names, fingerprints(twins, names), store, progress)
+    compiler.export_all()
+    made = compiler.compile_all(parts.state, jobs, parts.signatures, parts.examples)
+    return compare_heads(twins, parts.objects, made, progress)
+
+
 def _doubtful(parts: _Parts, verified: Verified) -> frozenset[str]:
     """Methods out of the cache that are wrong, or that a wrong flow is made of."""
     wrong = {c.name for c in verified.methods.values() if not c.right}
@@ -184,6 +208,8 @@ class _Parts:
     objects: Objects
     state: State
     examples: Examples
+    apart: Mapping[str, float] = field(factory=dict)
+    """How far what was converted to single heads is from itself unconverted."""
 
 
 def _sources(spec_file: SpecFile) -> list[Path]:
@@ -245,6 +271,7 @@ def _compile(
     together = one_tensor(plans.values(), state, calibrated)
     examples = with_common_ranges(examples, together)
     objects = compiler.compile_all(state, jobs, signatures, examples)
+    require_heads(spec_file, objects)
     require_one_scale(together, {name: o.figures for name, o in objects.by_name.items()})
     return _Parts(spec_file, units, signatures, objects, state, examples)
 
@@ -308,7 +335,10 @@ def _record(parts: _Parts, name: str, verified: Verified | None) -> MethodRecord
         sqnr=_finite(checked.sqnr) if checked is not None else None,
         least_sqnr=checked.least_sqnr if checked is not None else None,
         scales=made.figures.get("scales", []),
-        extra={"ranges": {n: list(r) for n, r in unit.ranges.items()}},
+        extra={
+            "ranges": {n: list(r) for n, r in unit.ranges.items()},
+            **heads_record(parts.objects, parts.apart, name),
+        },
     )
 
 
@@ -333,4 +363,5 @@ def _row(parts: _Parts, name: str, report: LinkReport, verified: Verified | None
         precision=getattr(options, "precision", None),
         quantized=backend.sqnr(options) is not None,
         sqnr=checked.sqnr if checked is not None else None,
+        note=heads_note(parts.objects, parts.apart, name),
     )

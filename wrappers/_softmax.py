@@ -19,7 +19,5 @@ def visible_softmax(scores: Tensor, visible: Tensor, masked: bool) -> Tensor:
     masked: put hidden scores just below their row's minimum, rather than at a huge negative
     number that the quantized range of the scores would have to reach to.
     """
-    if masked:
-        low = scores.amin(dim=-1, keepdim=True) - MARGIN
-        return torch.where(visible, scores, low).softmax(dim=-1)
-    return scores.masked_fill(~visible, HIDDEN).softmax(dim=-1)
+    low = scores.amin(dim=-1, keepdim=True) - MARGIN if masked else torch.tensor(HIDDEN)
+    return torch.where(visible, scores, low).softmax(dim=-1)

@@ -78,8 +78,8 @@ class AttentionBlock(nn.Module):
         k = self.k_proj(image).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2)
         v = self.v_proj(image).view(batch, new, self.kv_heads, self.head_dim).transpose(1, 2)
         # All of rank 4: the conversion would split an axis of a smaller tensor that happens to be
-        # as long as there are heads.
-        cos, sin, visible = cos[None, None], sin[None, None], visible[None, None]
+        # as long as there are heads. By `view`, which it knows to leave alone.
+        cos, sin, visible = (x.view(1, 1, *x.shape) for x in (cos, sin, visible))
         q, k = self.turn(rotate(q, cos, sin)), self.turn(rotate(k, cos, sin))
         keys = self._for_all_heads(torch.cat([past_k, k], dim=2))
         values = self._for_all_heads(torch.cat([past_v, v], dim=2))

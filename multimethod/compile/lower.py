@@ -27,11 +27,13 @@ from mmpack.multimethod.targets import BACKENDS
 
 @frozen
 class Lowered:
-    """What lowering tells: operators in all, those delegated, names of those left on the CPU."""
+    """What lowering tells: operators in all, those delegated, names of those left on the CPU, and
+    what the backend tells besides."""
 
     operators: int
     delegated: int
     left: Mapping[str, int]
+    extra: Mapping[str, Any]
 
 
 def lower(
@@ -45,8 +47,10 @@ def lower(
     if backend not in BACKENDS:
         raise TargetError(f"no backend is called {backend!r}{nearest(backend, BACKENDS)}")
     target = BACKENDS[backend]
-    edge = target.edge(program, method, target.options(options))
-    counts = _count(edge, method)
+    given = target.options(options)
+    with target.watched(program, method, given) as extra:
+        edge = target.edge(program, method, given)
+    counts = _count(edge, method, extra)
     if target.delegate and counts.operators and not counts.delegated:
         raise CompileError(
             f"{method}: {backend} took none of its {counts.operators} operators "
@@ -94,7 +98,7 @@ def _tensor(program: ExportedProgram, name: str) -> torch.Tensor:
     return tensor
 
 
-def _count(edge: EdgeProgramManager, method: str) -> Lowered:
+def _count(edge: EdgeProgramManager, method: str, extra: Mapping[str, Any]) -> Lowered:
     graph_module = edge.exported_program(method).graph_module
     left: dict[str, int] = {}
     for name in _operators(graph_module):
@@ -103,7 +107,7 @@ def _count(edge: EdgeProgramManager, method: str) -> Lowered:
         len(_operators(lowered.original_module.graph_module))
         for lowered in get_lowered_backend_modules(graph_module)
     )
-    return Lowered(delegated + sum(left.values()), delegated, left)
+    return Lowered(delegated + sum(left.values()), delegated, left, extra)
 
 
 def _operators(graph_module: GraphModule) -> list[str]:

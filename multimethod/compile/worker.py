@@ -89,6 +89,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         "delegated": lowered.delegated,
         "left": dict(lowered.left),
         "scales": as_plain(scales),
+        "extra": dict(lowered.extra),
     }
 
 

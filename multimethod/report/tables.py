@@ -158,6 +158,7 @@ def build_summary(report: BuildReport) -> str:
         f"{report.output}: {total} methods ({compiled}), {size(report.link.size)}, "
         f"{size(report.link.saved)} saved by sharing",
     ]
+    lines += [method.note for method in report.methods if method.note is not None]
     lines += [
         f"{flow.name} was not compared with the model: its reference is none"
         if not flow.compared

@@ -7,7 +7,8 @@ the functions that need them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -83,6 +84,15 @@ class Backend(ABC):
         return to_edge_transform_and_lower(
             {method: program}, partitioner={method: cls.partitioners(options)}
         )
+
+    @classmethod
+    @contextmanager
+    def watched(
+        cls, program: ExportedProgram, method: str, options: Any
+    ) -> Iterator[dict[str, Any]]:
+        """Around `edge`: what the backend has to tell besides, plain data for the manifest, filled
+        when `edge` is done. Raises CompileError if that came out as it must not be shipped."""
+        yield {}
 
     @classmethod
     def partitioners(cls, options: Any) -> list[Any]:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import field, frozen
+from attrs import field, frozen, validators
 from cattrs.errors import AttributeValidationNote
 
 from mmpack.multimethod.errors import nearest
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
 from mmpack.multimethod.targets.base import Availability, Backend, Refusal, in_blocks
+from mmpack.multimethod.targets.qnn_heads import wants_conversion, watched
 from mmpack.multimethod.targets.qnn_sdk import NEEDED, NoSdk, find_sdk
 
 if TYPE_CHECKING:
@@ -48,11 +50,13 @@ def _soc(_: Any, attribute: Any, soc: str) -> None:
 class Options:
     """soc: the chip, by executorch's name for it (SM8750). precision: `fp16`, or bits of
     activations and of weights: `16a8w`, `16a4w`, `8a8w`; at `16a4w_block`, `group` neighbouring
-    weights share a scale."""
+    weights share a scale. mha2sha: convert attention of several heads to single heads (see
+    `qnn_heads.py`)."""
 
     soc: str = field(validator=_soc)
     precision: Literal["fp16", "16a8w", "16a4w", "16a4w_block", "8a8w"] = "fp16"
     group: int = field(default=32, validator=in_blocks)
+    mha2sha: bool = field(default=False, validator=validators.instance_of(bool))
 
 
 class Qnn(Backend):
@@ -115,6 +119,7 @@ class Qnn(Backend):
         spec = generate_qnn_executorch_compiler_spec(
             soc_model=QcomChipset[options.soc],
             backend_options=generate_htp_compiler_spec(use_fp16=options.precision == "fp16"),
+            use_mha2sha=options.mha2sha and wants_conversion(program),
         )
         passes = get_qnn_pass_manager_cls(QnnExecuTorchBackendType.kHtpBackend)()
         prepared = passes.transform_for_export_pipeline(program)
@@ -133,6 +138,17 @@ class Qnn(Backend):
                 partitioner={method: [QnnPartitioner(spec, skip_mutable_buffer=True)]},
                 compile_config=qnn_edge_config(),
             )
+
+    @classmethod
+    @contextmanager
+    def watched(
+        cls, program: ExportedProgram, method: str, options: Any
+    ) -> Iterator[dict[str, Any]]:
+        if not options.mha2sha:
+            yield {}
+            return
+        with watched(program, method) as told:
+            yield told
 
     @classmethod
     def prepare_runtime(cls) -> None:

@@ -1,0 +1,111 @@
+"""Methods whose attention was converted to single heads, held against themselves unconverted.
+
+The conversion (`mha2sha: true` of a QNN target) computes something else for some ways of writing
+attention. To hold the converted method against eager PyTorch does not find all of that, since what
+a coarse precision may be off by hides it; the same method compiled without the conversion is off by
+the same, and so stands close to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+import torch
+
+from mmpack.multimethod.compare import difference
+from mmpack.multimethod.compile.objects import Objects
+from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.errors import TargetError, VerifyError
+from mmpack.multimethod.flow.program import load
+from mmpack.multimethod.progress import Progress
+from mmpack.multimethod.samples import middle_sizes, random_inputs
+from mmpack.multimethod.spec import SpecFile
+
+OPTION = "mha2sha"
+APART = 0.05
+"""How far a right conversion may be from the unconverted method, relative as in
+`compare.difference`. Measured in the SM8750 simulator for one block: none at fp16, 0.006 at 16a8w
+and 16a4w; wrong ones are off by 0.5 and more."""
+TRIED = 2
+
+
+def require_heads(spec_file: SpecFile, objects: Objects) -> None:
+    """Raise TargetError, with the spec's line, for a target with the option none of whose methods
+    holds attention that it could be meant for."""
+    for name, target in spec_file.spec.targets.items():
+        methods = [m for m, spec in spec_file.methods.items() if spec.target == name]
+        if not methods or not target.options.get(OPTION):
+            continue
+        if not any(_heads(objects, method).get("found") for method in methods):
+            mistake = spec_file.mistake(
+                ("targets", name, OPTION),
+                f"none of the methods on this target ({', '.join(methods)}) holds attention of "
+                "several heads with its projections, as the wrapper `attention_block` does; there "
+                "is nothing to convert",
+            )
+            raise TargetError(str(mistake))
+
+
+def unconverted(units: Mapping[str, Unit], objects: Objects) -> dict[str, Unit]:
+    """The units whose objects hold converted attention, without the option."""
+    return {
+        name: attrs.evolve(unit, options={k: v for k, v in unit.options.items() if k != OPTION})
+        for name, unit in units.items()
+        if _heads(objects, name).get("converted")
+    }
+
+
+def compare_heads(
+    units: Mapping[str, Unit], converted: Objects, plain: Objects, progress: Progress
+) -> dict[str, float]:
+    """How far each of `units` is converted from what it is unconverted, as in `compare.difference`,
+    on test inputs. Raises VerifyError that names all that are too far."""
+    progress.stage("compare heads", len(units))
+    apart: dict[str, float] = {}
+    wrong = []
+    for name, unit in units.items():
+        progress.start(name)
+        programs = [load(objects.by_name[name].path) for objects in (converted, plain)]
+        generator = torch.Generator().manual_seed(7)
+        apart[name] = 0.0
+        for _ in range(TRIED):
+            sizes = middle_sizes(unit.dims)
+            inputs = random_inputs(unit.inputs, sizes, unit.ranges, generator)
+            got, expected = (program.run_method(name, *inputs) for program in programs)
+            far = [difference(e, g) for e, g in zip(expected, got, strict=True)]
+            apart[name] = max(apart[name], *far)
+        if not apart[name] <= APART:
+            wrong.append(
+                f"{name}: its attention converted to single heads is off by {apart[name]:.3g} from "
+                f"itself unconverted, allowed {APART:.3g}: ExecuTorch converted it wrongly; write "
+                f"it as the wrapper `attention_block` does, or build it without `{OPTION}`"
+            )
+        progress.done(name)
+    if wrong:
+        raise VerifyError("\n".join(wrong))
+    return apart
+
+
+def heads_note(objects: Objects, apart: Mapping[str, float], method: str) -> str | None:
+    """What a build says of a method's conversion; None where there was nothing to convert."""
+    heads = _heads(objects, method)
+    if not heads.get("found"):
+        return None
+    told = f"{method}: {heads['converted']} of {heads['found']} attention blocks in single heads"
+    if method in apart:
+        told += f", off by {apart[method]:.1e} from the unconverted method"
+    return told
+
+
+def heads_record(objects: Objects, apart: Mapping[str, float], method: str) -> dict[str, object]:
+    """What the manifest holds of a method's conversion."""
+    heads = _heads(objects, method)
+    if not heads.get("found"):
+        return {}
+    return {"heads": {**heads, "apart": apart.get(method)}}
+
+
+def _heads(objects: Objects, method: str) -> dict[str, int]:
+    heads: dict[str, int] = objects.by_name[method].figures.get("extra", {}).get("heads", {})
+    return heads
