@@ -32,6 +32,7 @@ from mmpack.multimethod.errors import OutputError, TargetError
 from mmpack.multimethod.examine import Examined, assemble, plan_flow, rehearse_all
 from mmpack.multimethod.flow.plan import expanded_flows
 from mmpack.multimethod.heads import (
+    Compared,
     compare_heads,
     heads_note,
     heads_record,
@@ -123,7 +124,8 @@ def build(
             verified = _verify(parts, model, target, progress)
         if verified is not None:
             verified.require_right()
-            parts = attrs.evolve(parts, apart=_compare_heads(parts, model, store, jobs, progress))
+            heads = _compare_heads(parts, model, store, jobs, progress)
+            parts = attrs.evolve(parts, heads=heads)
     progress.stage("link", 1)
     report = _link(parts, verified, target)
     progress.done("")
@@ -163,7 +165,7 @@ def _verify(parts: _Parts, model: nn.Module, target: Path, progress: Progress) -
 
 def _compare_heads(
     parts: _Parts, model: nn.Module, store: Cache, jobs: int, progress: Progress
-) -> dict[str, float]:
+) -> dict[str, Compared]:
     """What was converted to single heads, held against itself unconverted."""
     twins = unconverted(parts.units, parts.objects)
     if not twins:
@@ -208,8 +210,8 @@ class _Parts:
     objects: Objects
     state: State
     examples: Examples
-    apart: Mapping[str, float] = field(factory=dict)
-    """How far what was converted to single heads is from itself unconverted."""
+    heads: Mapping[str, Compared] = field(factory=dict)
+    """What was converted to single heads, beside itself unconverted."""
 
 
 def _sources(spec_file: SpecFile) -> list[Path]:
@@ -337,7 +339,7 @@ def _record(parts: _Parts, name: str, verified: Verified | None) -> MethodRecord
         scales=made.figures.get("scales", []),
         extra={
             "ranges": {n: list(r) for n, r in unit.ranges.items()},
-            **heads_record(parts.objects, parts.apart, name),
+            **heads_record(parts.objects, parts.heads, name),
         },
     )
 
@@ -363,5 +365,5 @@ def _row(parts: _Parts, name: str, report: LinkReport, verified: Verified | None
         precision=getattr(options, "precision", None),
         quantized=backend.sqnr(options) is not None,
         sqnr=checked.sqnr if checked is not None else None,
-        note=heads_note(parts.objects, parts.apart, name),
+        note=heads_note(parts.objects, parts.heads, name),
     )

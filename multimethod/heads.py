@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import attrs
 import torch
+from attrs import frozen
 
 from mmpack.multimethod.compare import difference
 from mmpack.multimethod.compile.objects import Objects
@@ -56,54 +57,70 @@ def unconverted(units: Mapping[str, Unit], objects: Objects) -> dict[str, Unit]:
     }
 
 
+@frozen
+class Compared:
+    """A converted method beside itself unconverted: how far it is from it, as in
+    `compare.difference`, and the bytes of the unconverted object. (Converted ones are larger.)"""
+
+    apart: float
+    unconverted_size: int
+
+
 def compare_heads(
     units: Mapping[str, Unit], converted: Objects, plain: Objects, progress: Progress
-) -> dict[str, float]:
-    """How far each of `units` is converted from what it is unconverted, as in `compare.difference`,
-    on test inputs. Raises VerifyError that names all that are too far."""
+) -> dict[str, Compared]:
+    """Run each of `units` converted and unconverted on test inputs. Raises VerifyError that names
+    all that are too far apart."""
     progress.stage("compare heads", len(units))
-    apart: dict[str, float] = {}
+    compared: dict[str, Compared] = {}
     wrong = []
     for name, unit in units.items():
         progress.start(name)
         programs = [load(objects.by_name[name].path) for objects in (converted, plain)]
         generator = torch.Generator().manual_seed(7)
-        apart[name] = 0.0
+        apart = 0.0
         for _ in range(TRIED):
             sizes = middle_sizes(unit.dims)
             inputs = random_inputs(unit.inputs, sizes, unit.ranges, generator)
             got, expected = (program.run_method(name, *inputs) for program in programs)
             far = [difference(e, g) for e, g in zip(expected, got, strict=True)]
-            apart[name] = max(apart[name], *far)
-        if not apart[name] <= APART:
+            apart = max(apart, *far)
+        compared[name] = Compared(apart, plain.by_name[name].path.stat().st_size)
+        if apart > APART:
             wrong.append(
-                f"{name}: its attention converted to single heads is off by {apart[name]:.3g} from "
+                f"{name}: its attention converted to single heads is off by {apart:.3g} from "
                 f"itself unconverted, allowed {APART:.3g}: ExecuTorch converted it wrongly; write "
                 f"it as the wrapper `attention_block` does, or build it without `{OPTION}`"
             )
         progress.done(name)
     if wrong:
         raise VerifyError("\n".join(wrong))
-    return apart
+    return compared
 
 
-def heads_note(objects: Objects, apart: Mapping[str, float], method: str) -> str | None:
+def heads_note(objects: Objects, compared: Mapping[str, Compared], method: str) -> str | None:
     """What a build says of a method's conversion; None where there was nothing to convert."""
     heads = _heads(objects, method)
     if not heads.get("found"):
         return None
     told = f"{method}: {heads['converted']} of {heads['found']} attention blocks in single heads"
-    if method in apart:
-        told += f", off by {apart[method]:.1e} from the unconverted method"
+    if method in compared:
+        before = compared[method].unconverted_size / 1000
+        now = objects.by_name[method].path.stat().st_size / 1000
+        told += f", off by {compared[method].apart:.1e} from the unconverted method, "
+        told += f"{now:.0f} kB against {before:.0f} kB"
     return told
 
 
-def heads_record(objects: Objects, apart: Mapping[str, float], method: str) -> dict[str, object]:
+def heads_record(
+    objects: Objects, compared: Mapping[str, Compared], method: str
+) -> dict[str, object]:
     """What the manifest holds of a method's conversion."""
     heads = _heads(objects, method)
     if not heads.get("found"):
         return {}
-    return {"heads": {**heads, "apart": apart.get(method)}}
+    more = attrs.asdict(compared[method]) if method in compared else {}
+    return {"heads": {**heads, **more}}
 
 
 def _heads(objects: Objects, method: str) -> dict[str, int]:

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from functools import partial
 from math import prod
 from typing import TYPE_CHECKING, Any
-from unittest.mock import patch
 
 from attrs import frozen
 
@@ -114,7 +113,7 @@ class _Conversion:
     def recorded(self) -> Iterator[None]:
         from executorch.backends.qualcomm._passes.convert_mha_to_sha import ConvertMhaToSha
 
-        run = ConvertMhaToSha.call
+        run: Any = ConvertMhaToSha.call
 
         def call(self_: Any, graph_module: Any) -> Any:
             before = {
@@ -134,8 +133,11 @@ class _Conversion:
                 self.converted += heads > 1 and parts <= after and name not in after
             return result
 
-        with patch.object(ConvertMhaToSha, "call", call):
+        ConvertMhaToSha.call = call
+        try:
             yield
+        finally:
+            ConvertMhaToSha.call = run
 
 
 def _query(node: Node, constant: set[Node]) -> Any:

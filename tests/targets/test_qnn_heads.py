@@ -212,6 +212,7 @@ class TestBuilding:
         heads = manifest.methods["block"].extra["heads"]
         assert (heads["found"], heads["converted"]) == (1, 1)
         assert 0 <= heads["apart"] < 0.01
+        assert 0 < heads["unconverted_size"] != project.output.stat().st_size
         assert "heads" not in manifest.methods["qkv"].extra
 
     def test_a_wrong_conversion_is_refused_however_much_the_method_may_be_off(
