@@ -82,6 +82,22 @@ class TestFinding:
         (block,) = find_blocks(program)
         assert (block.heads, block.projected) == (4, True)
 
+    def test_a_quantized_program(self) -> None:
+        from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import (
+            XNNPACKQuantizer,
+            get_symmetric_quantization_config,
+        )
+        from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+        module = torch.export.export(Blocks([AttentionBlock(layer(), 8)]), ARGUMENTS).module()
+        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config())
+        prepared = prepare_pt2e(module, quantizer)
+        prepared(*ARGUMENTS)
+        program = torch.export.export(convert_pt2e(prepared), ARGUMENTS)
+        assert any("quantize" in node.name for node in program.graph.nodes)
+        (block,) = find_blocks(program)
+        assert (block.heads, block.projected) == (4, True)
+
     def test_pytorchs_own_operator(self) -> None:
         (block,) = find_blocks(exported(Sdpa(), torch.randn(1, 4, 24)))
         assert (block.heads, block.projected) == (4, True)
@@ -266,35 +282,29 @@ def of_attention(answer: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return answer["expected"][0] - hidden, answer["got"][0] - hidden
 
 
-OPTIONS = [{}, {"rotation": "r3", "masked_softmax": True}]
+BOTH = {"rotation": "r3", "masked_softmax": True}
 LEAST = {"fp16": 45.0, "16a8w": 25.0, "16a4w": 15.0}
+SLOW = [(precision, options) for precision in LEAST for options in ({}, BOTH)]
+SLOW.remove(("16a4w", BOTH))
 
 
 @needs_qnn
 @pytest.mark.parametrize(
-    "precision",
-    [
-        pytest.param("fp16", marks=pytest.mark.slow),
-        pytest.param("16a8w", marks=pytest.mark.slow),
-        "16a4w",
-    ],
+    ("precision", "options"),
+    [("16a4w", BOTH), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
+    ids=str,
 )
 def test_the_block_converted_is_the_block_unconverted_and_the_eager_one(
-    precision: str, tmp_path: Path
+    precision: str, options: dict[str, Any], tmp_path: Path
 ) -> None:
-    requests = [
-        {"precision": precision, "mha2sha": converted, "options": options}
-        for options in OPTIONS
-        for converted in (False, True)
-    ]
-    answers = run_heads(tmp_path, *requests)
-    for request, answer in zip(requests, answers, strict=True):
-        expected, got = of_attention(answer)
-        assert sqnr(expected, got) > LEAST[precision], request
-    for plain, converted in (answers[:2], answers[2:]):
-        assert converted["size"] != plain["size"]
-        for one, other in zip(plain["got"], converted["got"], strict=True):
-            assert difference(one, other) < APART / 2
+    common = {"precision": precision, "options": options}
+    answers = run_heads(tmp_path, common, {**common, "mha2sha": True})
+    for answer in answers:
+        assert sqnr(*of_attention(answer)) > LEAST[precision]
+    plain, converted = answers
+    assert converted["size"] != plain["size"]
+    for one, other in zip(plain["got"], converted["got"], strict=True):
+        assert difference(one, other) < APART / 2
 
 
 @needs_qnn
