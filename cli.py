@@ -81,7 +81,7 @@ def main() -> None:
 )
 def build(spec: Path, output: Path | None, jobs: int, cache: Path | None, no_verify: bool) -> None:
     """Build the program that SPEC describes."""
-    from mmpack.multimethod.build import build
+    from mmpack.multimethod.driver.build import build
     from mmpack.multimethod.report.display import Display
     from mmpack.multimethod.report.tables import build_summary, build_table, terminal
 
@@ -151,7 +151,7 @@ def verify(program: Path, spec: Path) -> None:
     """Compare every method and flow of PROGRAM with SPEC's model in eager PyTorch."""
     from mmpack.multimethod.report.display import Display
     from mmpack.multimethod.report.tables import checked_table, terminal
-    from mmpack.multimethod.verify import verify
+    from mmpack.multimethod.verify.program import verify
 
     console = terminal()
     with Display(console) as display:

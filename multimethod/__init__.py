@@ -18,8 +18,9 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mmpack.multimethod.build import BuildReport, build
     from mmpack.multimethod.check import check
+    from mmpack.multimethod.driver.build import build
+    from mmpack.multimethod.driver.records import BuildReport
     from mmpack.multimethod.errors import (
         CallError,
         CompileError,
@@ -40,11 +41,13 @@ if TYPE_CHECKING:
     from mmpack.multimethod.report.inspection import Inspection, inspect
     from mmpack.multimethod.runtime.methods import Method
     from mmpack.multimethod.signature import Dim, Signature, ValueSpec
-    from mmpack.multimethod.verify import Verified, verify
+    from mmpack.multimethod.verify.checked import Verified
+    from mmpack.multimethod.verify.program import verify
 
 _HOMES = {
-    "build": ("BuildReport", "build"),
     "check": ("check",),
+    "driver.build": ("build",),
+    "driver.records": ("BuildReport",),
     "errors": (
         "CallError",
         "CompileError",
@@ -65,7 +68,8 @@ _HOMES = {
     "report.inspection": ("Inspection", "inspect"),
     "runtime.methods": ("Method",),
     "signature": ("Dim", "Signature", "ValueSpec"),
-    "verify": ("Verified", "verify"),
+    "verify.checked": ("Verified",),
+    "verify.program": ("verify",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

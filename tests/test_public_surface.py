@@ -66,7 +66,10 @@ def test_what_is_not_public_is_not_an_attribute() -> None:
 @pytest.mark.parametrize(
     ("first", "names"),
     [
-        ("import mmpack.multimethod.build, mmpack.multimethod.verify", "build, verify"),
+        (
+            "import mmpack.multimethod.driver.build, mmpack.multimethod.verify.program",
+            "build, verify",
+        ),
         ("import mmpack.multimethod.link.file", "link"),
         ("from mmpack.multimethod.link import file", "link"),
         ("import mmpack.multimethod.check", "check"),

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from mmpack.examples.adder import sums
-from mmpack.multimethod.build import build
 from mmpack.multimethod.check import check
 from mmpack.multimethod.compile.model import load_model
+from mmpack.multimethod.driver.build import build
 from mmpack.multimethod.errors import CallError, VerifyError
 from mmpack.multimethod.flow.execute import Context
 from mmpack.multimethod.flow.program import Program, load

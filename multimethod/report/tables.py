@@ -13,8 +13,8 @@ from rich.table import Table
 from mmpack.multimethod.signature import ValueSpec
 
 if TYPE_CHECKING:
-    from mmpack.multimethod.build import BuildReport
-    from mmpack.multimethod.verify import Checked, Verified
+    from mmpack.multimethod.driver.records import BuildReport
+    from mmpack.multimethod.verify.checked import Checked, Verified
 
 
 LEAST_TEXT = 24

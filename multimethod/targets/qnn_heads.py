@@ -4,7 +4,7 @@ it ExecuTorch's pass converted.
 QNN runs attention best as one head a matmul; the pass makes that out of attention written with all
 heads in one, while QNN preprocesses a program. It leaves what it does not recognize as it is, fails
 on some forms and computes something else for others, so it is watched here, and what it made is
-compared with the unconverted method later (`mmpack.multimethod.heads`).
+compared with the unconverted method later (`mmpack.multimethod.verify.heads`).
 
 Source: ExecuTorch 1.5, `backends/qualcomm/_passes/convert_mha_to_sha.py`.
 """

@@ -38,8 +38,8 @@ class Telling:
 def child(request: dict[str, Any]) -> int:
     import torch
 
-    from mmpack.multimethod.build import build
     from mmpack.multimethod.compile import process
+    from mmpack.multimethod.driver.build import build
     from mmpack.multimethod.errors import MmpackError
 
     torch.set_num_threads(1)
@@ -67,10 +67,10 @@ def child(request: dict[str, Any]) -> int:
 def main(requests: int, replies: int) -> None:
     import signal
 
-    import mmpack.multimethod.build
     import mmpack.multimethod.compile.lower
+    import mmpack.multimethod.driver.build
 
-    assert mmpack.multimethod.build
+    assert mmpack.multimethod.driver.build
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children here
     with open(requests) as lines:
         os.write(replies, b"ready\n")

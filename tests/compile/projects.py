@@ -10,12 +10,13 @@ from unittest.mock import patch
 
 from torch import nn
 
-from mmpack.multimethod.build import BuildReport, build
 from mmpack.multimethod.compile import objects, worker
 from mmpack.multimethod.compile.export import Exported, export
 from mmpack.multimethod.compile.model import load_model, state_names
 from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.unit import Unit, make_units
+from mmpack.multimethod.driver.build import build
+from mmpack.multimethod.driver.records import BuildReport
 from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.spec import SpecFile, load_spec
 

@@ -12,7 +12,7 @@ import torch
 from mmpack.multimethod.errors import CompileError, VerifyError
 from mmpack.multimethod.link import PteFile, read_manifest
 from mmpack.multimethod.report.inspection import inspect
-from mmpack.multimethod.verify import verify
+from mmpack.multimethod.verify.program import verify
 
 MODEL = """
 class Model(nn.Module):

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from mmpack.multimethod import BuildReport, Dim, LinkReport, Signature, ValueSpec
-from mmpack.multimethod.build import MethodReport
+from mmpack.multimethod.driver.records import MethodReport
 from mmpack.multimethod.link import Manifest
 from mmpack.multimethod.report.tables import (
     Fitted,
@@ -21,7 +21,7 @@ from mmpack.multimethod.report.tables import (
     size,
     terminal,
 )
-from mmpack.multimethod.verify import Checked, Verified
+from mmpack.multimethod.verify.checked import Checked, Verified
 
 SIGNATURE = Signature(
     "layers.0.[odd]",

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from mmpack.multimethod import SpecError, TargetError
-from mmpack.multimethod.build import build
 from mmpack.multimethod.check import check
+from mmpack.multimethod.driver.build import build
 from mmpack.multimethod.targets import BACKENDS, qnn_sdk
 from mmpack.multimethod.targets.qnn import NO_FP16, Options, Qnn, soc_names
 

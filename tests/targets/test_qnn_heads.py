@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmpack.examples.adder.model import Adder, AdderConfig
-from mmpack.multimethod.compare import difference
 from mmpack.multimethod.errors import CompileError, TargetError, VerifyError
-from mmpack.multimethod.heads import APART
 from mmpack.multimethod.link import PteFile, read_manifest
 from mmpack.multimethod.targets import BACKENDS
 from mmpack.multimethod.targets.qnn_heads import find_blocks, wants_conversion
+from mmpack.multimethod.verify.compare import difference
+from mmpack.multimethod.verify.heads import APART
 from mmpack.wrappers.attention import Attention
 from mmpack.wrappers.attention_block import AttentionBlock
 from mmpack.wrappers.qkv_proj import QkvProj

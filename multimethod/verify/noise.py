@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from attrs import define
 
-from mmpack.multimethod.compare import HUGE, SMALLEST_SCALE
 from mmpack.multimethod.compile.calls import Call, Examples, read_calls, spread
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.flow.plan import Plan
 from mmpack.multimethod.signature import ValueSpec
+from mmpack.multimethod.verify.compare import HUGE, SMALLEST_SCALE
 
 JUDGES = 16
 """At most so many calls of a method, from all over the samples, are run for each size."""

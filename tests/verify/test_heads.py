@@ -14,8 +14,14 @@ import pytest
 from mmpack.multimethod.compile.cache import Object
 from mmpack.multimethod.compile.objects import Objects
 from mmpack.multimethod.errors import VerifyError
-from mmpack.multimethod.heads import APART, compare_heads, heads_note, heads_record, unconverted
 from mmpack.multimethod.progress import Silent
+from mmpack.multimethod.verify.heads import (
+    APART,
+    compare_heads,
+    heads_note,
+    heads_record,
+    unconverted,
+)
 
 SCALED = """
 class Model(nn.Module):

@@ -21,11 +21,16 @@ from mmpack.multimethod.compile.state import State, decide, require_own_memory
 from mmpack.multimethod.compile.unit import Unit, gather_units
 from mmpack.multimethod.errors import FlowError
 from mmpack.multimethod.flow.plan import Plan, expanded_flows, make_plan
-from mmpack.multimethod.reference import NOTHING, flow_inputs, require_comparable, run_reference
-from mmpack.multimethod.room import require_room, require_verifiable
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.mistakes import Keys
+from mmpack.multimethod.verify.reference import (
+    NOTHING,
+    flow_inputs,
+    require_comparable,
+    run_reference,
+)
+from mmpack.multimethod.verify.room import require_room, require_verifiable
 
 
 @frozen(eq=False)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mmpack.multimethod.compile.calls import Examples, Tape, spread
-from mmpack.multimethod.noise import Noise, resized
 from mmpack.multimethod.signature import ValueSpec
+from mmpack.multimethod.verify.noise import Noise, resized
 
 INF, NAN = math.inf, math.nan
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from mmpack.multimethod.compare import combinations
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.errors import ModelError
 from mmpack.multimethod.memory import bytes_of, too_much
 from mmpack.multimethod.signature import ValueSpec
+from mmpack.multimethod.verify.compare import combinations
 
 
 def require_room(unit: Unit, tried: Sequence[Mapping[str, int]]) -> None:

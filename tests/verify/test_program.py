@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmpack.multimethod import load, verify
-from mmpack.multimethod.compare import combinations, difference
 from mmpack.multimethod.compile.unit import make_units
 from mmpack.multimethod.errors import FlowError, ModelError, VerifyError
 from mmpack.multimethod.progress import Silent
 from mmpack.multimethod.signature import Dim
-from mmpack.multimethod.verify import Checked, Verified, verify_methods
+from mmpack.multimethod.verify.checked import Checked, Verified
+from mmpack.multimethod.verify.compare import combinations, difference
+from mmpack.multimethod.verify.methods import verify_methods
 
 INF, NAN = float("inf"), float("nan")
 
@@ -237,7 +238,7 @@ def test_verifying_leaves_the_model_as_it_was(built: Any) -> None:
     from mmpack.multimethod.compile.model import load_model
     from mmpack.multimethod.compile.unit import make_units
     from mmpack.multimethod.progress import Silent
-    from mmpack.multimethod.verify import verify_program
+    from mmpack.multimethod.verify.program import verify_program
 
     spec_file = built.checked
     model = load_model(spec_file)

@@ -14,7 +14,6 @@ import attrs
 import torch
 from attrs import frozen
 
-from mmpack.multimethod.compare import difference
 from mmpack.multimethod.compile.objects import Objects
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.errors import TargetError, VerifyError
@@ -22,6 +21,7 @@ from mmpack.multimethod.flow.program import load
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.samples import middle_sizes, random_inputs
 from mmpack.multimethod.spec import SpecFile
+from mmpack.multimethod.verify.compare import difference
 
 OPTION = "mha2sha"
 APART = 0.05

@@ -11,15 +11,15 @@ import pytest
 from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.scales import Scale
 from mmpack.multimethod.compile.state import State
-from mmpack.multimethod.errors import CompileError
-from mmpack.multimethod.flow.plan import Plan, Step
-from mmpack.multimethod.link import PteFile, read_manifest
-from mmpack.multimethod.shared_scales import (
+from mmpack.multimethod.driver.shared_scales import (
     agree,
     one_tensor,
     require_one_scale,
     with_common_ranges,
 )
+from mmpack.multimethod.errors import CompileError
+from mmpack.multimethod.flow.plan import Plan, Step
+from mmpack.multimethod.link import PteFile, read_manifest
 
 INT8 = Scale(0.1, 3, -128, 127, "int8")
 
@@ -164,7 +164,7 @@ def test_both_ends_of_an_edge_have_one_scale(project: Any, more: str) -> None:
 def test_a_build_whose_ends_disagree_is_stopped(
     project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = sys.modules["mmpack.multimethod.build"]
+    build = sys.modules["mmpack.multimethod.driver.build"]
     monkeypatch.setattr(build, "with_common_ranges", lambda examples, together: examples)
     spec = FLOW.replace("MORE", "calibration: model.py:larger,")
     project.model(MODEL).spec(spec, head=HEAD)

@@ -1,0 +1,2 @@
+"""From a spec to a program: the driver that walks the stages in their order, and what it decides
+between them."""

@@ -1,0 +1,161 @@
+"""spec.yaml -> model.pte: the driver that walks the stages in their order.
+
+check -> units -> compile (cached, in worker processes) -> link -> verify -> move into place
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import attrs
+from torch import nn
+
+from mmpack.multimethod.collect import Collected
+from mmpack.multimethod.compile.cache import Cache
+from mmpack.multimethod.compile.fingerprint import fingerprints
+from mmpack.multimethod.compile.model import state_names
+from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
+from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
+from mmpack.multimethod.driver.records import BuildReport, link_parts, row
+from mmpack.multimethod.errors import OutputError, TargetError
+from mmpack.multimethod.outputs import refuse_overwriting
+from mmpack.multimethod.progress import Progress, Silent
+from mmpack.multimethod.scratch import scratch_folder
+from mmpack.multimethod.spec import SpecFile, load_spec
+from mmpack.multimethod.targets import BACKENDS
+from mmpack.multimethod.verify.checked import Verified
+from mmpack.multimethod.verify.program import verify_program
+
+
+def build(
+    spec: str | Path,
+    output: str | Path | None = None,
+    *,
+    jobs: int = 1,
+    verify: bool = True,
+    cache: str | Path | None = None,
+    progress: Progress | None = None,
+) -> BuildReport:
+    """Build the program that a spec describes.
+
+    output: where it goes; none given: `<spec's stem>.pte` in the working directory.
+    jobs: how many methods are compiled at once, each in its own process.
+    verify: compare every method and flow with eager PyTorch, and write nothing if one is wrong.
+    cache: the cache's folder; none given: see `cache.default_root`.
+
+    Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
+    is what it was before, and objects already compiled stay in the cache.
+    """
+    progress = progress or Silent()
+    spec_file = load_spec(spec)
+    target = Path(output) if output is not None else Path(f"{spec_file.path.stem}.pte")
+    _require_writable(target)
+    refuse_overwriting(target, _sources(spec_file))
+    _require_backends(spec_file)
+    with Cache(Path(cache) if cache is not None else None) as store:
+        made, prints = _examined(spec_file, store, verify)
+        model, units = made.model, made.units
+        # What a fingerprint overlooks makes a stale object, and verification finds it. Without
+        # verification nothing is taken from the cache.
+        fresh = frozenset() if verify else frozenset(units)
+        parts = compile_parts(made, prints, store, jobs, progress, fresh)
+        verified = _verify(parts, model, target, progress) if verify else None
+        if verified is not None and (stale := _doubtful(parts, verified)):
+            parts = compile_parts(made, prints, store, jobs, progress, stale)
+            verified = _verify(parts, model, target, progress)
+        if verified is not None:
+            verified.require_right()
+            heads = compare_converted(parts, model, store, jobs, progress)
+            parts = attrs.evolve(parts, heads=heads)
+    progress.stage("link", 1)
+    report = link_parts(parts, verified, target)
+    progress.done("")
+    return BuildReport(
+        output=target,
+        methods=tuple(row(parts, name, report, verified) for name in units),
+        flows=verified.flows if verified is not None else (),
+        link=report,
+    )
+
+
+def _examined(spec_file: SpecFile, store: Cache, verify: bool) -> tuple[Examined, dict[str, str]]:
+    """The model and its methods, with their fingerprints. Methods that the cache knows were tried
+    when they got there, and are not tried again."""
+    found = Collected()
+    made = assemble(spec_file, found)
+    prints = {} if found else fingerprints(made.units, state_names(made.model))
+    if not verify or found or not all(store.facts(key) is not None for key in prints.values()):
+        rehearse_all(made, found, verify=verify)
+    found.check()
+    return made, prints
+
+
+def _verify(parts: Parts, model: nn.Module, target: Path, progress: Progress) -> Verified:
+    """Link the parts beside the target and run them. What is shipped is linked once more, since
+    its manifest holds the errors that are measured here."""
+    with _scratch_beside(target) as folder:
+        path = folder / target.name
+        progress.stage("link", 1)
+        link_parts(parts, None, path)
+        progress.done("")
+        private = parts.state.private
+        return verify_program(
+            path, parts.spec_file, parts.units, model, private, progress, parts.examples
+        )
+
+
+def _doubtful(parts: Parts, verified: Verified) -> frozenset[str]:
+    """Methods out of the cache that are wrong, or that a wrong flow is made of."""
+    wrong = {c.name for c in verified.methods.values() if not c.right}
+    for flow in verified.flows:
+        if not flow.right:
+            steps = parts.spec_file.steps[flow.name.removeprefix("flow ")]
+            wrong |= {step.run for step in steps if step.run}
+    return frozenset(wrong - parts.objects.compiled)
+
+
+def _require_backends(spec_file: SpecFile) -> None:
+    """Every backend that a method wants must be able to build here, before anything is done."""
+    spec = spec_file.spec
+    for name in dict.fromkeys(method.target for method in spec_file.methods.values()):
+        found = BACKENDS[spec.targets[name].backend].available()
+        if not found.builds:
+            mistake = spec_file.mistake(
+                ("targets", name, "backend"),
+                f"cannot build here: {found.detail}; to change that: {found.remedy}",
+            )
+            raise TargetError(str(mistake))
+
+
+def _sources(spec_file: SpecFile) -> list[Path]:
+    """The files that a spec names, and the spec itself."""
+    model = spec_file.spec.model
+    named = [model.factory, model.weights, spec_file.spec.sample, spec_file.spec.calibration]
+    named += [method.wrapper for method in spec_file.methods.values()]
+    named += [method.calibration for method in spec_file.methods.values()]
+    paths = [spec_file.folder / n.partition(":")[0] for n in named if isinstance(n, str)]
+    return [spec_file.path, *paths]
+
+
+def _require_writable(target: Path) -> None:
+    """What would fail at the very end is said at the beginning."""
+    if target.is_dir():
+        raise OutputError(f"{target}: is a folder, expected the name of a file")
+    folder = target.parent
+    if not folder.is_dir():
+        raise OutputError(f"{target}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise OutputError(f"{target}: cannot be written: no permission to write in {folder}")
+
+
+@contextmanager
+def _scratch_beside(target: Path) -> Iterator[Path]:
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(scratch_folder(target.parent, target.name))
+        except OSError as error:
+            raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
+        yield folder

@@ -1,0 +1,100 @@
+"""Methods -> the parts of a program: exported, calibrated, compiled, and what is settled between
+these stages because it takes all methods together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import field, frozen
+from torch import nn
+
+from mmpack.multimethod.calibrate import record_examples
+from mmpack.multimethod.compile.cache import Cache
+from mmpack.multimethod.compile.calls import Examples
+from mmpack.multimethod.compile.fingerprint import fingerprints
+from mmpack.multimethod.compile.model import state_names
+from mmpack.multimethod.compile.objects import Compiler, Objects
+from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
+from mmpack.multimethod.compile.state import State, decide
+from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.driver.examine import Examined, plan_flow
+from mmpack.multimethod.driver.rotation import require_one_rotation
+from mmpack.multimethod.driver.shared_scales import (
+    one_tensor,
+    require_one_scale,
+    with_common_ranges,
+)
+from mmpack.multimethod.progress import Progress
+from mmpack.multimethod.signature import Signature
+from mmpack.multimethod.spec import SpecFile
+from mmpack.multimethod.verify.heads import (
+    Compared,
+    compare_heads,
+    require_heads,
+    unconverted,
+)
+
+
+@frozen(eq=False)
+class Parts:
+    """What a program is put together from."""
+
+    spec_file: SpecFile
+    units: Mapping[str, Unit]
+    signatures: Mapping[str, Signature]
+    objects: Objects
+    state: State
+    examples: Examples
+    heads: Mapping[str, Compared] = field(factory=dict)
+    """What was converted to single heads, beside itself unconverted."""
+
+
+def compile_parts(
+    made: Examined,
+    prints: Mapping[str, str],
+    store: Cache,
+    jobs: int,
+    progress: Progress,
+    fresh: frozenset[str],
+) -> Parts:
+    """All that `link_parts` wants, with `jobs` methods compiled at once.
+
+    prints: the methods' fingerprints. fresh: methods that are made anew, whatever the cache has.
+    """
+    spec_file, model, units = made.spec_file, made.model, made.units
+    compiler = Compiler(units, state_names(model), prints, store, progress, fresh)
+    facts = compiler.export_all()
+    signatures = {name: f.signature for name, f in facts.items()}
+    state = decide(spec_file, {name: f.touched for name, f in facts.items()})
+    # Every edge, before anything is compiled.
+    plans = {n: plan_flow(spec_file, n, signatures, state) for n in spec_file.spec.flow}
+    require_one_rotation(spec_file, units, plans.values())
+    quantized = any(least_sqnr(unit) is not None for unit in units.values())
+    if quantized:
+        progress.stage("calibrate", 1)
+    users = {**state.private, **state.shared}
+    tape = store.scratch("tape")
+    examples = record_examples(spec_file, model, units, signatures, plans, tape, users)
+    if quantized:
+        progress.done("")
+    calibrated = {name for name, unit in units.items() if is_calibrated(unit)}
+    together = one_tensor(plans.values(), state, calibrated)
+    examples = with_common_ranges(examples, together)
+    objects = compiler.compile_all(state, jobs, signatures, examples)
+    require_heads(spec_file, objects)
+    require_one_scale(together, {name: o.figures for name, o in objects.by_name.items()})
+    return Parts(spec_file, units, signatures, objects, state, examples)
+
+
+def compare_converted(
+    parts: Parts, model: nn.Module, store: Cache, jobs: int, progress: Progress
+) -> dict[str, Compared]:
+    """What was converted to single heads, held against itself unconverted."""
+    twins = unconverted(parts.units, parts.objects)
+    if not twins:
+        return {}
+    names = state_names(model)
+    compiler = Compiler(twins, names, fingerprints(twins, names), store, progress)
+    compiler.export_all()
+    made = compiler.compile_all(parts.state, jobs, parts.signatures, parts.examples)
+    return compare_heads(twins, parts.objects, made, progress)

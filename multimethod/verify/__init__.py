@@ -1,0 +1,1 @@
+"""The one oracle: what a program computes, held against eager PyTorch."""

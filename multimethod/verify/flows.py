@@ -1,0 +1,64 @@
+"""Flows, held against the model's own methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.flow.execute import Flow
+from mmpack.multimethod.spec import SpecFile
+from mmpack.multimethod.verify.checked import Checked, place_of
+from mmpack.multimethod.verify.compare import difference
+from mmpack.multimethod.verify.noise import Noise
+from mmpack.multimethod.verify.reference import NOTHING, flow_inputs, run_reference
+
+
+def least_of_flow(own: float | None, steps: Sequence[Checked]) -> float | None:
+    """What a flow is held to if some of its steps are quantized: their noise adds up, so with four
+    of one precision it is four times, 6 dB more than, that of one."""
+    floors = [step.least_sqnr for step in steps if step.least_sqnr is not None]
+    if not floors:
+        return None
+    return own if own is not None else min(floors) - 10 * math.log10(len(floors))
+
+
+def verify_flow(
+    flow: Flow,
+    spec_file: SpecFile,
+    units: Mapping[str, Unit],
+    model: nn.Module,
+    tolerance: float,
+    least: float | None = None,
+    examples: Sequence[Mapping[str, torch.Tensor]] = (),
+) -> Checked:
+    """Run a flow on two and a half pieces of random input, or on examples, and compare it with the
+    model's own method of the name `reference`. One that names none is not compared.
+
+    least: the least signal-to-quantization-noise ratio, for a flow with quantized steps.
+    """
+    plan = flow.plan
+    name, at = f"flow {plan.name}", place_of(spec_file, ("flow", plan.name))
+    if plan.reference == NOTHING:
+        return Checked(name, None, tolerance, "its reference is none", at)
+    errors: dict[str, float] = {}
+    noises: dict[str, Noise] = {}
+    lengths = set()
+    for inputs in examples or [flow_inputs(spec_file, plan, units)]:
+        expected = run_reference(spec_file, plan, model, inputs)
+        got = flow.run(*inputs.values())
+        for n, e, g in zip(got._fields, expected, got, strict=True):
+            errors[n] = max(errors.get(n, 0.0), difference(e, g))
+            noises.setdefault(n, Noise()).add(e, g)
+        first, cut = next(iter(plan.cuts.items()))
+        lengths.add(inputs[first].shape[cut.axis])
+    rows = "..".join(str(n) for n in sorted({min(lengths), max(lengths)}))
+    if least is not None:
+        worst = min(noises, key=lambda n: noises[n].sqnr)
+        where = f"output {worst!r} at {rows} rows"
+        return Checked(name, errors[worst], math.inf, where, at, noises[worst].sqnr, least)
+    worst = max(errors, key=lambda n: errors[n])
+    return Checked(name, errors[worst], tolerance, f"output {worst!r} at {rows} rows", at)

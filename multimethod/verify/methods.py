@@ -1,0 +1,136 @@
+"""Methods, held against the modules that they were made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from mmpack.multimethod.compile.buffers import kept_buffers
+from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
+from mmpack.multimethod.compile.precision import least_sqnr
+from mmpack.multimethod.compile.rehearse import shown_inputs
+from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.compile.users_code import users_code
+from mmpack.multimethod.flow.program import Program
+from mmpack.multimethod.progress import Progress
+from mmpack.multimethod.samples import random_inputs
+from mmpack.multimethod.targets import BACKENDS
+from mmpack.multimethod.verify.checked import Checked, place_of, spec_place
+from mmpack.multimethod.verify.compare import combinations, difference
+from mmpack.multimethod.verify.noise import Noise, judging_calls, resized
+from mmpack.multimethod.verify.room import require_verifiable
+
+
+def verify_methods(
+    program: Program,
+    units: Mapping[str, Unit],
+    model: nn.Module,
+    private: Mapping[str, tuple[str, ...]],
+    progress: Progress,
+    examples: Examples = NO_EXAMPLES,
+) -> dict[str, Checked]:
+    """Run every method of `units` in `program` and eagerly, and compare.
+
+    The program's state must be fresh. Of the buffers in `private` (name in the model -> methods
+    with a copy of their own) each method has its own values, all others go on from method to
+    method, as in the program. If there is state, all methods are run a second time, so that one
+    that reads comes after one that writes, whatever their order. The model's buffers are put back
+    afterwards.
+    """
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in private}
+    own = {unit: {n: b.detach().clone() for n, b in buffers.items()} for unit in units}
+    stateful = program.manifest is not None and bool(program.manifest.state)
+    checked: dict[str, Checked] = {}
+    with kept_buffers(model, *(unit.module for unit in units.values())):
+        for again in (False, True) if stateful else (False,):
+            for unit in units.values():
+                if not again:
+                    progress.start(unit.name)
+                for name, buffer in buffers.items():
+                    buffer.copy_(own[unit.name][name])
+                least = least_sqnr(unit)
+                with spec_place(unit.spec_file, unit.place()):
+                    if least is None:
+                        found = _verify_method(program, unit, seed=1 + again)
+                    else:
+                        found = _verify_quantized(program, unit, least, examples, seed=1 + again)
+                own[unit.name] = {n: b.detach().clone() for n, b in buffers.items()}
+                checked[unit.name] = _worse(checked.get(unit.name, found), found)
+                if not again:
+                    progress.done(unit.name)
+    return checked
+
+
+def _verify_method(program: Program, unit: Unit, seed: int) -> Checked:
+    tolerance = unit.spec.tolerance
+    if tolerance is None:
+        backend = BACKENDS[unit.backend]
+        tolerance = backend.tolerance(backend.options(unit.options))
+    require_verifiable(unit, program.signature(unit.name).outputs)
+    generator = torch.Generator().manual_seed(seed)
+    at = place_of(unit.spec_file, unit.place())
+    worst, where = 0.0, ""
+    tried = combinations(unit.dims)
+    if len(tried) == 1:
+        tried *= 2  # what a module keeps in its own attributes shows at the second call
+    for sizes in tried:
+        inputs = random_inputs(unit.inputs, sizes, unit.ranges, generator)
+        place = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        doing = f"{unit.label}running it on {shown_inputs(unit, sizes)}"
+        with torch.no_grad(), users_code(unit.spec_file, unit.place("inputs"), doing):
+            expected = pytree.tree_leaves(unit.module(*[i.clone() for i in inputs]))
+        got = program.run_method(unit.name, *inputs)
+        if len(expected) != len(got):
+            where = f"{len(got)} outputs, where eager PyTorch gives {len(expected)},"
+            return Checked(unit.name, float("inf"), tolerance, where, at)
+        for name, e, g in zip(got._fields, expected, got, strict=True):
+            error = difference(e, g)
+            if error > worst or not where:
+                worst, where = error, f"output {name!r}" + (f" at {place}" if place else "")
+    return Checked(unit.name, worst, tolerance, where, at)
+
+
+def _verify_quantized(
+    program: Program, unit: Unit, least: float, examples: Examples, seed: int
+) -> Checked:
+    """Judged by calls that calibration recorded, each dim at every size to try; by random ones if
+    there are none, which only a precision without calibration can stand."""
+    require_verifiable(unit, program.signature(unit.name).outputs)
+    calls = judging_calls(unit, examples)
+    at = place_of(unit.spec_file, unit.place())
+    generator = torch.Generator().manual_seed(seed)
+    worst, where, largest = math.inf, "", 0.0
+    for sizes in combinations(unit.dims):
+        if calls:
+            tried = resized(examples, calls, unit.inputs, sizes)
+        else:
+            tried = iter(
+                [random_inputs(unit.inputs, sizes, unit.ranges, generator) for _ in range(2)]
+            )
+        noises: dict[str, Noise] = {}
+        for inputs in tried:
+            doing = f"{unit.label}running it on {shown_inputs(unit, sizes)}"
+            with torch.no_grad(), users_code(unit.spec_file, unit.place("inputs"), doing):
+                expected = pytree.tree_leaves(unit.module(*[i.clone() for i in inputs]))
+            got = program.run_method(unit.name, *inputs)
+            if len(expected) != len(got):
+                where = f"{len(got)} outputs, where eager PyTorch gives {len(expected)},"
+                return Checked(unit.name, math.inf, math.inf, where, at, -math.inf, least)
+            for name, e, g in zip(got._fields, expected, got, strict=True):
+                noises.setdefault(name, Noise()).add(e, g)
+                largest = max(largest, difference(e, g))
+        place = ", ".join(f"{name}={size}" for name, size in sizes.items())
+        for name, noise in noises.items():
+            if noise.sqnr < worst or not where:
+                worst, where = noise.sqnr, f"output {name!r}" + (f" at {place}" if place else "")
+    return Checked(unit.name, largest, math.inf, where, at, worst, least)
+
+
+def _worse(one: Checked, other: Checked) -> Checked:
+    if one.sqnr is not None and other.sqnr is not None:
+        return other if other.sqnr < one.sqnr else one
+    return other if (other.error or 0.0) > (one.error or 0.0) else one

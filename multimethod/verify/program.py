@@ -1,0 +1,79 @@
+"""The one oracle: what a program computes, held against eager PyTorch.
+
+Every method is run at the minimum, a middle and the maximum of each of its dims, and every flow on
+two and a half pieces of input, against the modules that they were made from.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from mmpack.multimethod.calibrate import record_examples
+from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
+from mmpack.multimethod.compile.model import load_model
+from mmpack.multimethod.compile.unit import Unit, make_units
+from mmpack.multimethod.flow.program import load
+from mmpack.multimethod.progress import Progress, Silent
+from mmpack.multimethod.spec import SpecFile, load_spec
+from mmpack.multimethod.verify.agreement import require_same
+from mmpack.multimethod.verify.checked import Verified, spec_place
+from mmpack.multimethod.verify.flows import least_of_flow, verify_flow
+from mmpack.multimethod.verify.methods import verify_methods
+from mmpack.multimethod.verify.noise import example_flow_inputs
+
+
+def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = None) -> Verified:
+    """Hold an existing program against a spec and its model: signatures first, then numbers.
+
+    Raises VerifyError for every kind of difference.
+    """
+    spec_file = load_spec(spec)
+    model = load_model(spec_file)
+    units = make_units(spec_file, model)
+    program = load(path)
+    require_same(program, spec_file, units)
+    records = program.manifest.state if program.manifest is not None else ()
+    private = {record.name: record.methods for record in records if not record.shared}
+    progress = progress if progress is not None else Silent()
+    signatures = {name: program.signature(name) for name in units}
+    plans = {name: flow.plan for name, flow in program.flows.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        tape = Path(folder) / "tape"
+        examples = record_examples(spec_file, model, units, signatures, plans, tape)
+        verified = verify_program(path, spec_file, units, model, private, progress, examples)
+    verified.require_right()
+    return verified
+
+
+def verify_program(
+    path: str | Path,
+    spec_file: SpecFile,
+    units: Mapping[str, Unit],
+    model: nn.Module,
+    private: Mapping[str, tuple[str, ...]],
+    progress: Progress,
+    examples: Examples = NO_EXAMPLES,
+) -> Verified:
+    """Run all of a program, method by method and flow by flow, beside its model. Quantized ones
+    are given `examples`."""
+    flows = spec_file.spec.flow
+    progress.stage("verify", len(units) + len(flows))
+    program = load(path)
+    checked = verify_methods(program, units, model, private, progress, examples)
+    results = []
+    for name in flows:
+        progress.start(f"flow {name}")
+        program.reset()
+        steps = [checked[step.run] for step in spec_file.steps[name] if step.run]
+        tolerance = max(step.tolerance for step in steps)
+        least = least_of_flow(flows[name].sqnr, steps)
+        flow = program.flow(name)
+        given = example_flow_inputs(flow.plan, examples) if least is not None else []
+        with spec_place(spec_file, ("flow", name)):
+            results.append(verify_flow(flow, spec_file, units, model, tolerance, least, given))
+        progress.done(f"flow {name}")
+    return Verified(checked, tuple(results))
