@@ -180,15 +180,25 @@ def _lines(seen: Inspection) -> list[str]:
             f"{kind} {', '.join(record['methods'])}",
         ]
     if seen.flow:
-        lines += ["", "flows: " + ", ".join(seen.flow)]
+        lines += [""]
+        lines += [f"flow {name}" + _agreement(seen, name) for name in seen.flow]
     blobs = sum(seen.named.values())
     lines += [
         "",
         f"constant data {size(seen.constant_data)}, named data {size(blobs)} in "
         f"{len(seen.named)} blobs, {size(seen.shared)} saved by sharing",
     ]
-    lines += [f"  {key}: {value}" for key, value in seen.provenance.items() if key != "mmpack"]
+    told = {"mmpack", "flows"}
+    lines += [f"  {key}: {value}" for key, value in seen.provenance.items() if key not in told]
     lines.append(
         "the checksum is right" if seen.checksum else "no checksum: mmpack did not make this file"
     )
     return lines
+
+
+def _agreement(seen: Inspection, flow: str) -> str:
+    """How far a flow was from the model when it was built, if that is told."""
+    found = seen.provenance.get("flows", {}).get(flow)
+    if isinstance(found, dict):
+        return f": max error {found['error']:.1e}"
+    return f": {found}" if found else ""

@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+import attrs
 import pytest
 import torch
 
@@ -132,3 +133,16 @@ def test_what_is_no_program_is_refused(tmp_path: Path) -> None:
         inspect(path)
     with pytest.raises(FormatError, match=r"none\.pte: cannot be opened: No such file"):
         inspect(tmp_path / "none.pte")
+
+
+def test_flows_are_shown_with_what_was_measured(toy: Path) -> None:
+    seen = inspect(toy)
+    told = {"prefill": {"error": 1.5e-6, "tolerance": 1e-4}, "loose": "not compared"}
+    seen = attrs.evolve(
+        seen,
+        flow=dict.fromkeys(("prefill", "loose", "unknown")),
+        provenance={**seen.provenance, "flows": told},
+    )
+    text = str(seen)
+    assert "\nflow prefill: max error 1.5e-06\nflow loose: not compared\nflow unknown\n" in text
+    assert "flows" not in text
