@@ -188,8 +188,8 @@ def _lines(seen: Inspection) -> list[str]:
         f"constant data {size(seen.constant_data)}, named data {size(blobs)} in "
         f"{len(seen.named)} blobs, {size(seen.shared)} saved by sharing",
     ]
-    told = {"mmpack", "flows"}
-    lines += [f"  {key}: {value}" for key, value in seen.provenance.items() if key not in told]
+    shown = {"mmpack", "flows"}
+    lines += [f"  {key}: {value}" for key, value in seen.provenance.items() if key not in shown]
     lines.append(
         "the checksum is right" if seen.checksum else "no checksum: mmpack did not make this file"
     )
