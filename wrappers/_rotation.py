@@ -29,7 +29,8 @@ class Rotation(nn.Module):
         check_rotation(kind)
         self.kind = kind
         if kind is not None:
-            self.register_buffer("matrix", hadamard(head_dim), persistent=False)
+            # Of rank 4, lest a conversion to single heads split it where head_dim is their number.
+            self.register_buffer("matrix", hadamard(head_dim)[None, None], persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., head_dim] -> [..., head_dim]."""

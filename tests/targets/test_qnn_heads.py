@@ -308,6 +308,20 @@ def test_the_block_converted_is_the_block_unconverted_and_the_eager_one(
 
 
 @needs_qnn
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "16a4w"])
+def test_axes_as_long_as_there_are_heads_are_not_taken_for_heads(
+    precision: str, tmp_path: Path
+) -> None:
+    sizes = {"width": 64, "heads": 8, "kv_heads": 2, "head_dim": 8, "new": 8, "past": 8}
+    common = {"precision": precision, "options": BOTH, "sizes": sizes}
+    plain, converted = run_heads(tmp_path, common, {**common, "mha2sha": True})
+    assert sqnr(*of_attention(plain)) > LEAST[precision]
+    for one, other in zip(plain["got"], converted["got"], strict=True):
+        assert difference(one, other) < APART / 2
+
+
+@needs_qnn
 def test_what_turning_and_masked_softmax_do_for_a_quantized_block_with_outliers(
     tmp_path: Path,
 ) -> None:
