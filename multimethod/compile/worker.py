@@ -7,6 +7,7 @@ warm between jobs, and ends when stdin does: at once, so that it does not outliv
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -32,6 +34,21 @@ def main() -> None:
         answer = _logged(job)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+        _forget()
+
+
+def _forget() -> None:
+    """Let go of the job. Two caches would keep all of it, weights and compiled data, so that a
+    worker grew with every method: torch's of what operators do to fake tensors, whose keys hold
+    the lowered modules, and executorch's of comparisons of graphs."""
+    if torch := sys.modules.get("torch._subclasses.fake_tensor"):
+        torch.FakeTensorMode.cache_clear()
+    if executorch := sys.modules.get("executorch.exir.backend.utils"):
+        executorch.is_same_node.cache_clear()
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _listen(jobs: SimpleQueue[dict[str, Any]]) -> None:
