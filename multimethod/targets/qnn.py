@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from attrs import field, frozen, validators
 from cattrs.errors import AttributeValidationNote
 
-from mmpack.multimethod.errors import nearest
+from mmpack.multimethod.errors import TargetError, nearest
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
 from mmpack.multimethod.targets.base import Availability, Backend, Refusal, in_blocks
@@ -102,6 +102,8 @@ class Qnn(Backend):
 
     @classmethod
     def edge(cls, program: ExportedProgram, method: str, options: Any) -> EdgeProgramManager:
+        if "QNN_SDK_ROOT" not in os.environ:  # executorch would download an SDK
+            raise TargetError(f"{method}: qnn lowers in a process started with its `environment`")
         from executorch.backends.qualcomm._passes.qnn_pass_manager import get_qnn_pass_manager_cls
         from executorch.backends.qualcomm.partition.qnn_partitioner import QnnPartitioner
         from executorch.backends.qualcomm.serialization.qc_schema import (

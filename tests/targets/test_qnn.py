@@ -244,6 +244,15 @@ def test_a_build_without_the_libraries_says_so_before_it_compiles_anything(
     )
 
 
+def test_where_executorch_would_download_an_sdk_nothing_is_lowered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("QNN_SDK_ROOT", raising=False)
+    program: Any = None
+    with pytest.raises(TargetError, match="a process started with its `environment`"):
+        Qnn.edge(program, "f", Options("SM8750"))
+
+
 NO_NETWORK = """
 import os, socket, sys
 def refuse(*_): raise AssertionError("something of ours wants the network")
