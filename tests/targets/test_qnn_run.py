@@ -16,6 +16,7 @@ import torch
 from mmpack.multimethod import Program, load
 from mmpack.multimethod.link import PteFile
 from mmpack.multimethod.runtime.contexts import read_contexts
+from mmpack.multimethod.targets.qnn_sdk import NEEDED, find_sdk
 
 from ..compile.projects import Project
 from .qnn import needs_qnn
@@ -185,3 +186,29 @@ def test_the_order_of_imports_and_loads_does_not_matter(
     assert "qnn" not in printed.lower()
     if "from executorch" not in ORDERS[order]:  # which says something when it is imported
         assert printed == ""
+
+
+STOCK = """
+import ctypes, sys, torch
+from executorch.runtime import Runtime
+runtime = Runtime.get()
+for library in sys.argv[3:]:
+    ctypes.CDLL(library)
+program = runtime.load_program(sys.argv[1])
+for name, expected in torch.load(sys.argv[2]).items():
+    (y,) = program.load_method(name).execute([torch.ones(1, 8, 64)])
+    assert torch.allclose(y, expected, rtol=0, atol=3e-3), name
+assert "mmpack" not in sys.modules
+"""
+
+
+def test_the_stock_runtime_runs_it_as_the_readme_says(
+    npu: Project, model: Any, tmp_path: Path
+) -> None:
+    ones, sdk = torch.ones(1, 8, 64), find_sdk()
+    expected = {name: model.get_submodule(path)(ones) for name, path in MODULES.items()}
+    torch.save(expected, tmp_path / "expected.pt")
+    arguments = [npu.output, tmp_path / "expected.pt", *map(sdk.library, NEEDED)]
+    script = [sys.executable, "-W", "ignore", "-c", STOCK, *map(str, arguments)]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
