@@ -23,7 +23,7 @@ from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
 from mmpack.multimethod.targets.base import Availability, Backend, Refusal, in_blocks
 from mmpack.multimethod.targets.qnn_heads import wants_conversion, watched
-from mmpack.multimethod.targets.qnn_sdk import NEEDED, NoSdk, find_sdk
+from mmpack.multimethod.targets.qnn_sdk import NEEDED, NoSdk, Sdk, find_sdk
 
 if TYPE_CHECKING:
     from executorch.exir import EdgeProgramManager
@@ -95,7 +95,7 @@ class Qnn(Backend):
 
     @classmethod
     def environment(cls, options: Any) -> dict[str, str]:
-        sdk = find_sdk(to_build=True)
+        sdk = _required(to_build=True)
         given = os.environ.get("LD_LIBRARY_PATH")
         folders = [*map(str, sdk.folders), *([given] if given else [])]
         return {"QNN_SDK_ROOT": sdk.root, "LD_LIBRARY_PATH": ":".join(folders)}
@@ -216,6 +216,13 @@ def _load_libraries() -> None:
     import torch
 
     assert torch
-    sdk = find_sdk()
+    sdk = _required(to_build=False)
     for name in NEEDED:
         ctypes.CDLL(str(sdk.library(name)))
+
+
+def _required(*, to_build: bool) -> Sdk:
+    try:
+        return find_sdk(to_build=to_build)
+    except NoSdk as error:
+        raise TargetError(str(error)) from error

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from attrs import frozen
 
-from mmpack.multimethod.errors import TargetError
 from mmpack.multimethod.versions import installed
 
 PACKAGE = "onnxruntime-qnn"
@@ -31,8 +30,9 @@ IN_SDK = Path("lib", "x86_64-linux-clang")
 EXTRA = "pip install 'mmpack[qnn]'"
 
 
-class NoSdk(TargetError):
-    """There are no libraries that can be used. `remedy` is what would change that."""
+class NoSdk(Exception):
+    """There are no libraries that can be used, which need not be a mistake: callers say what it
+    means. `remedy` is what would change it."""
 
     def __init__(self, detail: str, remedy: str) -> None:
         super().__init__(f"qnn: {detail}; to change that: {remedy}")

@@ -207,6 +207,8 @@ def test_what_is_missing_is_named_with_the_extra(
     assert not found.builds
     assert found.detail.startswith(says)
     assert found.remedy == "pip install 'mmpack[qnn]'"
+    with pytest.raises(TargetError, match=r"qnn: .*; to change that: pip install 'mmpack\[qnn\]'"):
+        Qnn.environment(Options("SM8750"))
 
 
 def test_a_wheel_that_has_lost_a_library_is_to_be_installed_again(wheel: Any) -> None:
