@@ -23,7 +23,7 @@ from mmpack.multimethod.compile.buffers import kept_buffers
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Call, Examples, Tape
 from mmpack.multimethod.compile.imports import importable
 from mmpack.multimethod.compile.model import model_error, resolve
-from mmpack.multimethod.compile.precision import least_sqnr
+from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.errors import CallError, FlowError, ModelError
 from mmpack.multimethod.flow.execute import Flow
@@ -53,7 +53,7 @@ def record_examples(
     plans: the flows. tape: the file that the calls are written to. state: name of a buffer in the
     model -> methods that use it.
     Raises ModelError, with the spec's line, for a callable that fails or yields nothing or what
-    does not fit, and for a method that no sample reaches.
+    does not fit, and for a method with ranges to be found that no sample reaches.
     """
     quantized = {name: unit for name, unit in units.items() if least_sqnr(unit) is not None}
     own = {name: unit for name, unit in quantized.items() if unit.spec.calibration is not None}
@@ -75,7 +75,7 @@ def record_examples(
         if rest:
             _Run(spec_file, model, recorder, plans, rest).all_samples()
     for name in [*own, *rest]:
-        if not recorder.calls[name]:
+        if not recorder.calls[name] and is_calibrated(units[name]):
             raise _unreached(spec_file, name, units[name], plans)
     return recorder.examples()
 

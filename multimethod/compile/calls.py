@@ -41,7 +41,7 @@ class Tape:
         try:
             self._file = path.open("wb")
         except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+            raise self._unwritable(error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -52,7 +52,10 @@ class Tape:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        try:
+            self._file.close()
+        except OSError as failed:  # what was still in its buffer
+            raise self._unwritable(failed) from failed
 
     def write(self, tensors: Sequence[torch.Tensor]) -> Call:
         return tuple(self._place(tensor) for tensor in tensors)
@@ -70,9 +73,12 @@ class Tape:
             try:
                 self._file.write(flat.view(torch.uint8).numpy().data)
             except OSError as error:
-                raise OutputError(f"{self.path} cannot be written: {error.strerror}") from error
+                raise self._unwritable(error) from error
             self._known[content] = place
         return self._known[content]
+
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(f"{self.path} cannot be written: {error.strerror}")
 
 
 def read_calls(path: Path, calls: Sequence[Call]) -> Iterator[list[torch.Tensor]]:

@@ -22,7 +22,7 @@ End = tuple[str, str]
 @frozen
 class Scale:
     """How a tensor is quantized: value = scale * (integer - zero_point), with integers from `low`
-    to `high`, kept as `dtype`."""
+    to `high`, which `dtype` is the smallest to hold."""
 
     scale: float
     zero_point: int
@@ -155,8 +155,17 @@ def _named(node: Node, name: str) -> bool:
 
 
 def _scale(node: Node) -> Scale:
-    _, scale, zero_point, low, high, dtype = node.args[:6]
-    return Scale(float(scale), int(zero_point), int(low), int(high), str(dtype)[6:])  # type: ignore[arg-type]
+    scale, zero_point, low, high = (float(value) for value in node.args[1:5])  # type: ignore[arg-type]
+    return Scale(scale, int(zero_point), int(low), int(high), _dtype(int(low), int(high)))
+
+
+def _dtype(low: int, high: int) -> str:
+    """The graph itself may keep 16 bits in an int32."""
+    for name in ("uint8", "int8", "uint16", "int16"):
+        holds = torch.iinfo(getattr(torch, name))
+        if holds.min <= low and high <= holds.max:
+            return name
+    return "int32"
 
 
 def _with_range(observer: Any, low: float, high: float) -> Any:

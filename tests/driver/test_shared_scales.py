@@ -17,7 +17,7 @@ from mmpack.multimethod.driver.shared_scales import (
     require_one_scale,
     with_common_ranges,
 )
-from mmpack.multimethod.errors import CompileError
+from mmpack.multimethod.errors import CompileError, VerifyError
 from mmpack.multimethod.flow.plan import Plan, Step
 from mmpack.multimethod.link import PteFile, read_manifest
 
@@ -173,3 +173,12 @@ def test_a_build_whose_ends_disagree_is_stopped(
     assert "output 'h' of first and input 'input' of second are one tensor" in str(raised.value)
     assert str(raised.value).count("int8 scale") == 2
     assert not project.output.exists()
+
+
+def test_a_flow_may_be_held_to_a_ratio_of_its_own(project: Any) -> None:
+    spec = FLOW.replace("MORE", "").replace("    outputs: [y]", "    outputs: [y]\n    sqnr: 90")
+    project.model(MODEL).spec(spec, head=HEAD)
+    with pytest.raises(VerifyError) as raised:
+        project.build()
+    assert str(raised.value).startswith("flow whole: output 'y' at 4 rows has a signal-to-")
+    assert str(raised.value).endswith("at least 90.0 dB is wanted")

@@ -146,3 +146,24 @@ def test_a_flow_without_a_reference_is_not_passed_over_in_silence() -> None:
 )
 def test_sizes_are_in_the_unit_that_fits(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_precision_and_noise_have_columns_where_something_is_quantized() -> None:
+    quantized = MethodReport(
+        SIGNATURE, "cpu", 12, 9, 2_500_000, False, 0.1, "8a8w", quantized=True, sqnr=31.26
+    )
+    plain = MethodReport(Signature("f", (), ()), "plain", 0, 0, 0, True, 2e-6)
+    link = LinkReport(Path("m.pte"), 3_000_000, 2_600_000, 2_500_000, {}, (), Manifest())
+    flow = Checked("flow prefill", 0.2, float("inf"), "output 'y' at 8 rows", 27.04, 20.0)
+    made = BuildReport(Path("m.pte"), (quantized, plain), (flow,), link)
+    text = shown(build_table(made), width=120).splitlines()
+    assert text[0].split() == [
+        "method", "target", "precision", "inputs", "delegated", "size", "max", "error", "SQNR",
+    ]  # fmt: skip
+    assert " 8a8w " in text[1] and text[1].endswith("1.0e-01  31.3 dB")
+    assert " – " in text[2] and text[2].endswith("2.0e-06        –")
+    assert build_summary(made).endswith(
+        "flow prefill agrees with the model: SQNR 27.0 dB (output 'y' at 8 rows)"
+    )
+    (row,) = shown(checked_table([flow])).splitlines()[1:]
+    assert row.split()[2:6] == ["27.0", "dB", "20.0", "dB"]

@@ -14,6 +14,7 @@ import pytest
 from mmpack.multimethod import SpecError, TargetError
 from mmpack.multimethod.check import check
 from mmpack.multimethod.driver.build import build
+from mmpack.multimethod.spec.records import MethodSpec
 from mmpack.multimethod.targets import BACKENDS, qnn_sdk
 from mmpack.multimethod.targets.qnn import NO_FP16, Options, Qnn, soc_names
 
@@ -62,6 +63,14 @@ def test_a_chip_without_float16_is_refused(npu_project: Project) -> None:
     assert "methods.older.target: SXR1230P has no float16, and the target's precision is fp16" in (
         said
     )
+
+
+def test_single_heads_are_refused_where_linear_layers_become_convolutions() -> None:
+    method = MethodSpec(module="", target="npu")
+    both = Qnn.options({"soc": "SM8750", "precision": "16a4w_block", "mha2sha": True})
+    assert "mha2sha does not go with 16a4w_block" in str(Qnn.refuses(both, method, {}, {}))
+    for given in ({"mha2sha": True}, {"precision": "16a4w_block"}):
+        assert Qnn.refuses(Qnn.options({"soc": "SM8750", **given}), method, {}, {}) is None
 
 
 def test_a_dynamic_dim_is_refused_where_it_stands(npu_project: Project) -> None:
@@ -262,6 +271,7 @@ socket.socket.connect = refuse
 socket.getaddrinfo = refuse
 before = dict(os.environ)
 from mmpack.multimethod import build, check, inspect, load, verify
+from mmpack.multimethod.spec.records import MethodSpec
 from mmpack.multimethod.targets import BACKENDS
 assert BACKENDS["qnn"].available().builds
 spec, program = sys.argv[1:]
