@@ -44,6 +44,7 @@ def verify_methods(
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in private}
     own = {unit: {n: b.detach().clone() for n, b in buffers.items()} for unit in units}
     stateful = program.manifest is not None and bool(program.manifest.state)
+    allowed = _allowed(program, units)
     checked: dict[str, Checked] = {}
     with kept_buffers(model, *(unit.module for unit in units.values())):
         for again in (False, True) if stateful else (False,):
@@ -52,10 +53,10 @@ def verify_methods(
                     progress.start(unit.name)
                 for name, buffer in buffers.items():
                     buffer.copy_(own[unit.name][name])
-                least = least_sqnr(unit)
+                tolerance, least = allowed[unit.name]
                 with spec_place(unit.spec_file, unit.place()):
                     if least is None:
-                        found = _verify_method(program, unit, seed=1 + again)
+                        found = _verify_method(program, unit, tolerance, seed=1 + again)
                     else:
                         found = _verify_quantized(program, unit, least, examples, seed=1 + again)
                 own[unit.name] = {n: b.detach().clone() for n, b in buffers.items()}
@@ -65,11 +66,34 @@ def verify_methods(
     return checked
 
 
-def _verify_method(program: Program, unit: Unit, seed: int) -> Checked:
-    tolerance = unit.spec.tolerance
-    if tolerance is None:
-        backend = BACKENDS[unit.backend]
-        tolerance = backend.tolerance(backend.options(unit.options))
+def _allowed(program: Program, units: Mapping[str, Unit]) -> dict[str, tuple[float, float | None]]:
+    """Unit -> largest error, and least ratio for one that is judged by that. What others wrote into
+    shared state is as exact as they are, so a method that has a part in it is held to no more than
+    the coarsest of them, unless the spec says what it is held to."""
+    own = {name: (_tolerance(unit), least_sqnr(unit)) for name, unit in units.items()}
+    allowed = dict(own)
+    for record in program.manifest.state if program.manifest is not None else ():
+        for name in record.methods if record.shared else ():
+            if (
+                name in units
+                and units[name].spec.tolerance is None
+                and units[name].spec.sqnr is None
+            ):
+                others = [allowed[name], *(own[other] for other in record.methods if other in own)]
+                floors = [least for _, least in others if least is not None]
+                tolerance = max(tolerance for tolerance, _ in others)
+                allowed[name] = tolerance, min(floors, default=None)
+    return allowed
+
+
+def _tolerance(unit: Unit) -> float:
+    if unit.spec.tolerance is not None:
+        return unit.spec.tolerance
+    backend = BACKENDS[unit.backend]
+    return backend.tolerance(backend.options(unit.options))
+
+
+def _verify_method(program: Program, unit: Unit, tolerance: float, seed: int) -> Checked:
     require_verifiable(unit, program.signature(unit.name).outputs)
     generator = torch.Generator().manual_seed(seed)
     at = place_of(unit.spec_file, unit.place())

@@ -70,7 +70,7 @@ methods:
   older: {module: mlp, target: older, inputs: {x: [1, 4, 64]}, outputs: y}
   table: {module: table, target: npu, inputs: {input: {shape: [1, 8], dtype: int64, range: 0..31}}}
   count: {module: counting, target: npu, inputs: {x: [1, 8]}, outputs: y}
-  counted: {module: counting, call: double, target: plain, inputs: {}, outputs: y, tolerance: 0.01}
+  counted: {module: counting, call: double, target: plain, inputs: {}, outputs: y}
   cpu: {module: mlp, target: cpu, inputs: {x: [1, n, 64]}, outputs: y}
 state: {shared: [counting.total]}
 """

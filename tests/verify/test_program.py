@@ -338,3 +338,41 @@ def test_a_flow_of_methods_with_state_is_refused(project: Any) -> None:
     project.model(MODEL.replace("{shift}", "1")).spec(text.replace("x: [n, 3]", "x: [chunk, 3]"))
     with pytest.raises(FlowError, match="flow 'go': method 'seen' has state, the buffer 'sum'"):
         project.build()
+
+
+COARSE = """
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+        self.register_buffer("kept", torch.zeros(2, 64))
+    def write(self, x):
+        self.kept.copy_(self.linear(x))
+        return x * 2
+    def read(self, x):
+        return self.kept + 0 * x
+"""
+COARSE_SPEC = """
+methods:
+  write: {module: ".", call: write, target: cpu, precision: 8da8w, inputs: {x: [2, 64]}}
+  read: {module: ".", call: read, target: plain, inputs: {x: [2, 64]}, outputs: y}
+state: {shared: [kept]}
+"""
+
+
+def test_who_reads_what_a_coarser_method_wrote_is_held_to_no_more(project: Any) -> None:
+    report = project.model(COARSE).spec(COARSE_SPEC).build()
+    write, read = report.methods
+    assert write.quantized and not read.quantized
+    assert read.error > 1e-4  # what was written shows; alone it would be exact
+    _, checked = verify(project.output, project.path).methods.values()
+    assert checked.least_sqnr is not None and checked.sqnr >= checked.least_sqnr
+
+
+def test_what_the_spec_says_goes_before_what_a_coarser_method_wrote(project: Any) -> None:
+    own = COARSE_SPEC.replace(
+        "inputs: {x: [2, 64]}, outputs", "tolerance: 1.0e-4, inputs: {x: [2, 64]}, outputs"
+    )
+    assert own != COARSE_SPEC
+    with pytest.raises(VerifyError, match="read: output 'y' is off by"):
+        project.model(COARSE).spec(own).build()
