@@ -72,7 +72,7 @@ def rehearse_all(made: Examined, found: Collected, *, verify: bool) -> None:
     touched = {name: r.touched for name, r in rehearsed.items() if r.touched is not None}
     state = None
     with found.gather():
-        require_own_memory(spec_file, _tensors(model, units), touched)
+        require_own_memory(spec_file, tensors(model, units), touched)
         state = decide(spec_file, touched, whole=len(touched) == len(spec_file.methods))
     for name in spec_file.spec.flow:
         if all(step.run in signatures for step in spec_file.steps[name]):
@@ -138,7 +138,7 @@ def _rehearse_units(
     return rehearsed
 
 
-def _tensors(model: nn.Module, units: Mapping[str, Unit]) -> dict[str, torch.Tensor]:
+def tensors(model: nn.Module, units: Mapping[str, Unit]) -> dict[str, torch.Tensor]:
     """Every parameter and buffer of the methods' modules, by the name that it has in a program."""
     tensors: dict[str, torch.Tensor] = {}
     for unit in units.values():

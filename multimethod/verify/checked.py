@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from attrs import frozen
+from attrs import field, frozen
 
 from mmpack.multimethod.errors import CallError, ExecutionError, FlowError, VerifyError
 from mmpack.multimethod.spec import SpecFile
@@ -29,9 +29,9 @@ class Checked:
     error: float | None
     tolerance: float
     where: str
-    place: str = ""
-    sqnr: float | None = None
-    least_sqnr: float | None = None
+    place: str = field(default="", kw_only=True)
+    sqnr: float | None = field(default=None, kw_only=True)
+    least_sqnr: float | None = field(default=None, kw_only=True)
 
     @property
     def compared(self) -> bool:

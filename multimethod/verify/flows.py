@@ -43,7 +43,7 @@ def verify_flow(
     plan = flow.plan
     name, at = f"flow {plan.name}", place_of(spec_file, ("flow", plan.name))
     if plan.reference == NOTHING:
-        return Checked(name, None, tolerance, "its reference is none", at)
+        return Checked(name, None, tolerance, "its reference is none", place=at)
     errors: dict[str, float] = {}
     noises: dict[str, Noise] = {}
     lengths = set()
@@ -59,6 +59,7 @@ def verify_flow(
     if least is not None:
         worst = min(noises, key=lambda n: noises[n].sqnr)
         where = f"output {worst!r} at {rows} rows"
-        return Checked(name, errors[worst], math.inf, where, at, noises[worst].sqnr, least)
+        sqnr = noises[worst].sqnr
+        return Checked(name, errors[worst], math.inf, where, place=at, sqnr=sqnr, least_sqnr=least)
     worst = max(errors, key=lambda n: errors[n])
-    return Checked(name, errors[worst], tolerance, f"output {worst!r} at {rows} rows", at)
+    return Checked(name, errors[worst], tolerance, f"output {worst!r} at {rows} rows", place=at)

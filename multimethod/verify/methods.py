@@ -110,12 +110,12 @@ def _verify_method(program: Program, unit: Unit, tolerance: float, seed: int) ->
         got = program.run_method(unit.name, *inputs)
         if len(expected) != len(got):
             where = f"{len(got)} outputs, where eager PyTorch gives {len(expected)},"
-            return Checked(unit.name, float("inf"), tolerance, where, at)
+            return Checked(unit.name, float("inf"), tolerance, where, place=at)
         for name, e, g in zip(got._fields, expected, got, strict=True):
             error = difference(e, g)
             if error > worst or not where:
                 worst, where = error, f"output {name!r}" + (f" at {place}" if place else "")
-    return Checked(unit.name, worst, tolerance, where, at)
+    return Checked(unit.name, worst, tolerance, where, place=at)
 
 
 def _verify_quantized(
@@ -143,7 +143,15 @@ def _verify_quantized(
             got = program.run_method(unit.name, *inputs)
             if len(expected) != len(got):
                 where = f"{len(got)} outputs, where eager PyTorch gives {len(expected)},"
-                return Checked(unit.name, math.inf, math.inf, where, at, -math.inf, least)
+                return Checked(
+                    unit.name,
+                    math.inf,
+                    math.inf,
+                    where,
+                    place=at,
+                    sqnr=-math.inf,
+                    least_sqnr=least,
+                )
             for name, e, g in zip(got._fields, expected, got, strict=True):
                 noises.setdefault(name, Noise()).add(e, g)
                 largest = max(largest, difference(e, g))
@@ -151,7 +159,7 @@ def _verify_quantized(
         for name, noise in noises.items():
             if noise.sqnr < worst or not where:
                 worst, where = noise.sqnr, f"output {name!r}" + (f" at {place}" if place else "")
-    return Checked(unit.name, largest, math.inf, where, at, worst, least)
+    return Checked(unit.name, largest, math.inf, where, place=at, sqnr=worst, least_sqnr=least)
 
 
 def _worse(one: Checked, other: Checked) -> Checked:

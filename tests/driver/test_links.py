@@ -47,7 +47,7 @@ def test_only_the_manifest_differs(project: Any, monkeypatch: pytest.MonkeyPatch
         made[-1].write_bytes(Path(output).read_bytes())
         return report
 
-    monkeypatch.setattr(importlib.import_module("mmpack.multimethod.driver.build"), "link", kept)
+    monkeypatch.setattr(importlib.import_module("mmpack.multimethod.driver.records"), "link", kept)
     project.build()
     (verified, measured), (shipped, weights, manifest) = contents(made[0])[:2], contents(made[1])
     assert len(made) == 2 and shipped == verified and weights == measured

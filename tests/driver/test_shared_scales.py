@@ -164,8 +164,8 @@ def test_both_ends_of_an_edge_have_one_scale(project: Any, more: str) -> None:
 def test_a_build_whose_ends_disagree_is_stopped(
     project: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build = sys.modules["mmpack.multimethod.driver.build"]
-    monkeypatch.setattr(build, "with_common_ranges", lambda examples, together: examples)
+    parts = sys.modules["mmpack.multimethod.driver.parts"]
+    monkeypatch.setattr(parts, "with_common_ranges", lambda examples, together: examples)
     spec = FLOW.replace("MORE", "calibration: model.py:larger,")
     project.model(MODEL).spec(spec, head=HEAD)
     with pytest.raises(CompileError) as raised:
@@ -180,5 +180,6 @@ def test_a_flow_may_be_held_to_a_ratio_of_its_own(project: Any) -> None:
     project.model(MODEL).spec(spec, head=HEAD)
     with pytest.raises(VerifyError) as raised:
         project.build()
-    assert str(raised.value).startswith("flow whole: output 'y' at 4 rows has a signal-to-")
+    assert f"{project.path}:" in str(raised.value)
+    assert ": flow whole: output 'y' at 4 rows has a signal-to-" in str(raised.value)
     assert str(raised.value).endswith("at least 90.0 dB is wanted")

@@ -154,7 +154,9 @@ def test_precision_and_noise_have_columns_where_something_is_quantized() -> None
     )
     plain = MethodReport(Signature("f", (), ()), "plain", 0, 0, 0, True, 2e-6)
     link = LinkReport(Path("m.pte"), 3_000_000, 2_600_000, 2_500_000, {}, (), Manifest())
-    flow = Checked("flow prefill", 0.2, float("inf"), "output 'y' at 8 rows", 27.04, 20.0)
+    flow = Checked(
+        "flow prefill", 0.2, float("inf"), "output 'y' at 8 rows", sqnr=27.04, least_sqnr=20.0
+    )
     made = BuildReport(Path("m.pte"), (quantized, plain), (flow,), link)
     text = shown(build_table(made), width=120).splitlines()
     assert text[0].split() == [
