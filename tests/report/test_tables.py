@@ -167,5 +167,5 @@ def test_precision_and_noise_have_columns_where_something_is_quantized() -> None
     assert build_summary(made).endswith(
         "flow prefill agrees with the model: SQNR 27.0 dB (output 'y' at 8 rows)"
     )
-    (row,) = shown(checked_table([flow])).splitlines()[1:]
+    (row,) = shown(checked_table(Verified({}, (flow,)))).splitlines()[1:]
     assert row.split()[2:6] == ["27.0", "dB", "20.0", "dB"]
