@@ -25,12 +25,12 @@ from mmpack.multimethod.compile import process
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.errors import CompileError, OutputError, VerifyError
 
-from ..compile.killable import Builder
 from ..compile.processes import wait_for_end
+from .killable import Builder
 
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "examples" / "nested_matmul" / "nested_matmul.yaml"
-REPLAY = Path(__file__).parents[1] / "compile" / "replay_worker.py"
+REPLAY = Path(__file__).with_name("replay_worker.py")
 EVENTS = 17
 """Events that a cold build of this spec tells, as long as nothing goes wrong."""
 

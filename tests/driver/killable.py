@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .processes import DEADLINE, wait_for_end
+from ..compile.processes import DEADLINE, wait_for_end
 
 HERE = Path(__file__).parent
 
