@@ -6,6 +6,7 @@ pytest tests/bench/test_link.py --benchmark-only -s
 from __future__ import annotations
 
 import os
+import statistics
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from mmpack.multimethod.link import link, open_program
 from ..link.large import large_program, link_in_child
 
 GB = 1 << 30
+MOST_RATIO = 3
+MOST_MEMORY = GB / 4
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +42,16 @@ def copied(source: Path, target: Path) -> float:
 
 
 def test_linking_against_copying(benchmark: Any, gigabyte: Path, tmp_path: Path) -> None:
-    copying = min(copied(gigabyte, tmp_path / "copy.pte") for _ in range(3))
+    """Held to the limits are the medians of both, measured in one run, and the peak of memory."""
+    copying = statistics.median(copied(gigabyte, tmp_path / "copy.pte") for _ in range(3))
     (tmp_path / "copy.pte").unlink()
     benchmark.pedantic(link, args=([gigabyte], tmp_path / "x.pte"), rounds=3)
     took = link_in_child(tmp_path / "x.pte", gigabyte)
-    ratio = benchmark.stats.stats.min / copying
+    ratio = benchmark.stats.stats.median / copying
     benchmark.extra_info.update(ratio=ratio, peak_mb=took.memory / 1e6)
     print(f"\n1 GiB: link / copy = {ratio:.2f}, peak memory +{took.memory / 1e6:.1f} MB")
+    assert ratio <= MOST_RATIO
+    assert took.memory <= MOST_MEMORY
 
 
 def test_opening(benchmark: Any, gigabyte: Path) -> None:
