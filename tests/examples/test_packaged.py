@@ -118,7 +118,7 @@ class TestAdder:
         return model_of("adder")
 
     def test_it_is_as_small_as_its_weights(self, program: Program, model: nn.Module) -> None:
-        assert unique_bytes(model) < 2 * 1024 * 1024
+        assert unique_bytes(model) < 2_000_000
         assert program.path.stat().st_size <= largest_allowed(model, len(program.method_names))
 
     def test_only_attention_is_dynamic(self, program: Program) -> None:
