@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
+import torch
 
+from mmpack.multimethod import load, targets
+from mmpack.multimethod.errors import SpecError
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
 from mmpack.multimethod.targets import BACKENDS, Backend
@@ -65,3 +70,81 @@ def test_reading_them_imports_neither_torch_nor_executorch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+ANOTHER = """
+from attrs import frozen
+
+from mmpack.multimethod.targets.base import Refusal
+from mmpack.multimethod.targets.portable import Portable
+
+@frozen
+class Options:
+    allowed: float = 0.5
+
+class Another(Portable):
+    name = "another"
+    summary = "portable kernels, for matrices"
+    Options = Options
+
+    @classmethod
+    def tolerance(cls, options):
+        return options.allowed
+
+    @classmethod
+    def refuses(cls, options, method, inputs, dims):
+        if any(len(value.shape) != 2 for value in inputs.values()):
+            return Refusal("another takes matrices only", ("inputs",))
+"""
+
+
+class TestANewBackend:
+    """One new file in the folder, and nothing else, makes a backend."""
+
+    @pytest.fixture
+    def another(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Backend]:
+        folder = tmp_path / "targets"
+        folder.mkdir()
+        (folder / "another.py").write_text(ANOTHER)
+        monkeypatch.setattr(targets, "__path__", [*targets.__path__, str(folder)])
+        found = targets._found()
+        assert set(found) - set(BACKENDS) == {"another"}
+        assert {name: found[name] for name in BACKENDS} == BACKENDS
+        monkeypatch.setitem(BACKENDS, "another", found["another"])
+        return found["another"]
+
+    HEAD = (
+        "mmpack: 1\nmodel: {factory: model.py:make}\n"
+        "targets: {mine: {backend: another, allowed: 0.25}}\n"
+    )
+    SPEC = "methods: {f: {module: '.', target: mine, inputs: {x: [2, 3]}, outputs: y}}\n"
+    MODEL = """
+    class Model(nn.Module):
+        def forward(self, x):
+            return x * 2 + 1
+    """
+
+    @pytest.mark.usefixtures("another")
+    def test_builds_verifies_and_runs(self, project: Any) -> None:
+        project.model(self.MODEL).spec(self.SPEC, self.HEAD).build()
+        program = load(project.output)
+        record = program.manifest.methods["f"]
+        assert (record.target, record.backend) == ("mine", "another")
+        assert record.options == {"allowed": 0.25}
+        assert record.tolerance == 0.25
+        x = torch.randn(2, 3)
+        assert torch.equal(program.run_method("f", x).y, x * 2 + 1)
+
+    @pytest.mark.usefixtures("another")
+    def test_is_asked_what_it_refuses_and_which_options_it_has(self, project: Any) -> None:
+        project.model(self.MODEL).spec(self.SPEC.replace("[2, 3]", "[6]"), self.HEAD)
+        with pytest.raises(SpecError, match="another takes matrices only"):
+            project.build()
+        project.spec(self.SPEC, self.HEAD.replace("allowed", "aloud"))
+        with pytest.raises(SpecError, match="did you mean 'allowed'"):
+            project.build()
+
+    def test_is_unknown_without_its_file(self, project: Any) -> None:
+        project.model(self.MODEL).spec(self.SPEC, self.HEAD)
+        with pytest.raises(SpecError, match="'another'"):
+            project.build()
