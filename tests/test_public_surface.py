@@ -11,6 +11,7 @@ from importlib import metadata
 import pytest
 
 import mmpack.multimethod
+from mmpack.wrappers import find, names
 
 PUBLIC = [
     "build",
@@ -42,6 +43,16 @@ PUBLIC = [
     "ValueSpec",
     "Verified",
     "VerifyError",
+]
+WRAPPERS = [
+    "attention",
+    "attention_block",
+    "cache_mask",
+    "embedding",
+    "lm_head",
+    "output_mlp",
+    "qkv_proj",
+    "rotary",
 ]
 
 
@@ -85,6 +96,12 @@ def test_functions_are_meant_also_where_modules_are_called_the_same(first: str, 
         "assert all(type(f).__name__ == 'function' for f in found), found"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_these_are_the_wrappers() -> None:
+    """What a spec may name as `wrapper:`."""
+    assert names() == tuple(WRAPPERS)
+    assert all(inspect.getdoc(find(name)) for name in WRAPPERS)
 
 
 def _installed() -> bool:
