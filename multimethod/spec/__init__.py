@@ -7,7 +7,6 @@ file.methods["layers.0.qkv_proj"].target
 """
 
 from mmpack.multimethod.spec.edges import agree
-from mmpack.multimethod.spec.expand import expand_methods, expand_steps
 from mmpack.multimethod.spec.load import SpecFile, load_spec
 from mmpack.multimethod.spec.mistakes import Mistake, Mistakes
 from mmpack.multimethod.spec.records import (
@@ -34,7 +33,5 @@ __all__ = [
     "StepSpec",
     "TargetSpec",
     "agree",
-    "expand_methods",
-    "expand_steps",
     "load_spec",
 ]

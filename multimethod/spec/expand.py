@@ -17,9 +17,8 @@ from typing import Any, Generic, TypeVar
 import attrs
 from attrs import frozen
 
-from mmpack.multimethod.errors import SpecError
-from mmpack.multimethod.spec.mistakes import Finding, Keys, Mistake, dotted
-from mmpack.multimethod.spec.records import FlowSpec, InputSpec, MethodSpec, Spec, StepSpec
+from mmpack.multimethod.spec.mistakes import Finding, Keys, dotted
+from mmpack.multimethod.spec.records import InputSpec, MethodSpec, Spec, StepSpec
 from mmpack.multimethod.spec.structure import MANY
 from mmpack.multimethod.spec.templates import fill_text, fill_typed, symbols
 from mmpack.multimethod.spec.wrong import Wrong
@@ -50,20 +49,6 @@ class Expansion:
 
     methods: dict[str, Expanded[MethodSpec]]
     findings: list[Finding]
-
-
-def expand_methods(spec: Spec) -> dict[str, MethodSpec]:
-    """The methods by their full names. The spec's templates must be right."""
-    expansion = expand_all(spec)
-    _refuse(expansion.findings)
-    return {name: expanded.item for name, expanded in expansion.methods.items()}
-
-
-def expand_steps(flow: FlowSpec) -> tuple[StepSpec, ...]:
-    """The steps of a flow one after the other. Its templates must be right."""
-    steps, findings = unroll(flow.steps, ())
-    _refuse(findings)
-    return tuple(step.item for step in steps)
 
 
 def expand_all(spec: Spec) -> Expansion:
@@ -227,10 +212,3 @@ def _entries(value: Any) -> Iterator[tuple[str | int, Any]]:
     elif attrs.has(type(value)):
         for attribute in attrs.fields(type(value)):
             yield attribute.name.rstrip("_"), getattr(value, attribute.name)
-
-
-def _refuse(findings: list[Finding]) -> None:
-    if findings:
-        raise SpecError(
-            Mistake("spec", 0, 0, "", 0, "", f"{dotted(f.keys)}: {f.message}") for f in findings
-        )

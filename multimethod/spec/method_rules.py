@@ -52,7 +52,7 @@ def check_methods(
             )
             yield from unknown_word
             if own is not None:
-                yield from check_precision(method, keys, draft, backend, own, folder)
+                yield from check_precision(method, keys, draft, backend, own)
             if own is not None and not wrong:
                 yield from _refused(method, keys, draft, backend, own)
 

@@ -35,7 +35,7 @@ def method_options(
 
 
 def check_precision(
-    method: MethodSpec, keys: Keys, draft: Draft, backend: Any, options: Any, folder: Path
+    method: MethodSpec, keys: Keys, draft: Draft, backend: Any, options: Any
 ) -> Findings:
     """`options` are the method's own, as `method_options` gives them."""
     quantized = _has_precision(type(options)) and backend.sqnr(options) is not None
@@ -49,7 +49,7 @@ def check_precision(
         message = "only a quantized precision has a quantization noise; others have a `tolerance`"
         yield Finding((*keys, "sqnr"), message, at_key=True)
     if quantized and backend.calibrated(options):
-        yield from _calibrated(method, keys, draft, options, folder)
+        yield from _calibrated(method, keys, draft, options)
 
 
 def check_calibration(reference: str | None, keys: Keys, folder: Path) -> Findings:
@@ -62,9 +62,7 @@ def check_sqnr(value: float | None, keys: Keys) -> Findings:
         yield Finding(keys, f"expected a number of dB above 0, got {value}")
 
 
-def _calibrated(
-    method: MethodSpec, keys: Keys, draft: Draft, options: Any, folder: Path
-) -> Findings:
+def _calibrated(method: MethodSpec, keys: Keys, draft: Draft, options: Any) -> Findings:
     """A precision whose ranges are found on examples needs some, and a way for them to get here."""
     if method.calibration is not None or draft.lost("calibration"):
         return

@@ -13,9 +13,9 @@ from torch import nn
 from torch.export import Dim
 
 from mmpack.multimethod.errors import FormatError
-from mmpack.multimethod.link import PteFile, open_program, write_pte
+from mmpack.multimethod.link import PteFile, open_program
 from mmpack.multimethod.link import schema as s
-from mmpack.multimethod.link.write import Piece, Segment
+from mmpack.multimethod.link.write import Piece, Segment, write_pte
 
 from .conftest import Pte
 from .programs import WIDE, Mlp, portable, xnnpack

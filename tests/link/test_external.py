@@ -11,9 +11,9 @@ from executorch.runtime import Runtime
 from torch.export import export
 
 from mmpack.multimethod.errors import LinkError
-from mmpack.multimethod.link import PteFile, link, write_pte
+from mmpack.multimethod.link import PteFile, link
 from mmpack.multimethod.link.schema import NamedData
-from mmpack.multimethod.link.write import Piece, Segment
+from mmpack.multimethod.link.write import Piece, Segment, write_pte
 
 from .conftest import Pte
 from .programs import ROW, Mlp

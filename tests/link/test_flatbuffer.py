@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmpack.multimethod.errors import FormatError
-from mmpack.multimethod.link import PteFile, write_pte
+from mmpack.multimethod.link import PteFile
 from mmpack.multimethod.link import schema as ours
 from mmpack.multimethod.link.encode import encode
 from mmpack.multimethod.link.fields import Field, fields_of
 from mmpack.multimethod.link.flatbuffer import decode
-from mmpack.multimethod.link.write import Piece, Segment
+from mmpack.multimethod.link.write import Piece, Segment, write_pte
 
 from .conftest import Pte, Stock, same
 from .programs import INPUTS, MAKERS

@@ -14,7 +14,7 @@ from executorch.exir._serialize._program import deserialize_pte_binary
 from torch.export import export
 
 from mmpack.multimethod.errors import FormatError, LinkError
-from mmpack.multimethod.link import PteFile, link, open_program, sizes, write_pte
+from mmpack.multimethod.link import PteFile, link, open_program, sizes
 from mmpack.multimethod.link.extents import constant_extent, constant_sizes
 from mmpack.multimethod.link.schema import (
     BackendDelegateDataReference,
@@ -22,7 +22,7 @@ from mmpack.multimethod.link.schema import (
     Buffer,
     DataLocation,
 )
-from mmpack.multimethod.link.write import Piece, Segment
+from mmpack.multimethod.link.write import Piece, Segment, write_pte
 
 from .conftest import Pte, Stock, same
 from .programs import CONSTANTS, INPUTS, ROW, Mlp, Twice

@@ -13,13 +13,11 @@ from mmpack.multimethod.link import (
     Manifest,
     MethodRecord,
     PteFile,
-    StateRecord,
     foreign_signature,
     link,
-    manifest_bytes,
     read_manifest,
 )
-from mmpack.multimethod.link.manifest import parse_manifest
+from mmpack.multimethod.link.manifest import StateRecord, manifest_bytes, parse_manifest
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
 
 from .conftest import Pte

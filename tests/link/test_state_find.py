@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mmpack.multimethod.errors import LinkError
-from mmpack.multimethod.link import link, open_program, write_pte
+from mmpack.multimethod.link import link, open_program
 from mmpack.multimethod.link.schema import Tensor
-from mmpack.multimethod.link.write import Piece, Segment
+from mmpack.multimethod.link.write import Piece, Segment, write_pte
 
 from .conftest import Pte, Stock, same
 from .eager import equal_to_eager, sharing

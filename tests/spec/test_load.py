@@ -15,8 +15,6 @@ from mmpack.multimethod.spec import (
     StateSpec,
     StepSpec,
     TargetSpec,
-    expand_methods,
-    expand_steps,
 )
 
 Load = Callable[[str], SpecFile]
@@ -40,7 +38,6 @@ def test_short_forms(base: str, load: Load) -> None:
 
 def test_expanded_methods(base: str, load: Load) -> None:
     file = load(base)
-    assert expand_methods(file.spec) == file.methods
     assert [m.module for m in file.methods.values()] == [
         "embed", "layers.0", "layers.1", "layers.0.attention", "head",
     ]  # fmt: skip
@@ -50,7 +47,6 @@ def test_expanded_methods(base: str, load: Load) -> None:
 def test_expanded_steps(base: str, load: Load) -> None:
     file = load(base)
     steps = file.steps["prefill"]
-    assert expand_steps(file.spec.flow["prefill"]) == steps
     assert [step.run for step in steps] == [
         "embed", "layers.0.qkv", "attention", "layers.1.qkv", "attention", "head",
     ]  # fmt: skip
@@ -202,7 +198,6 @@ def test_public_names() -> None:
 
     assert set(spec.__all__) == {
         "FlowSpec", "InputSpec", "MethodSpec", "Mistake", "Mistakes", "ModelSpec", "Spec",
-        "SpecFile", "StateSpec", "StepSpec", "TargetSpec", "agree", "expand_methods",
-        "expand_steps", "load_spec",
+        "SpecFile", "StateSpec", "StepSpec", "TargetSpec", "agree", "load_spec",
     }  # fmt: skip
     assert all(hasattr(spec, name) for name in spec.__all__)
