@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import get_args
 
 import click
 from rich.console import Console
@@ -16,6 +17,10 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from mmpack.multimethod.progress import Stage
+
+LONGEST = max(map(len, get_args(Stage)))
+
 
 class Display:
     """Shows stages as bars, with the methods at work beside them; where nobody watches, one plain
@@ -24,7 +29,7 @@ class Display:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars = Progress(
-            TextColumn("{task.description:<8}"),
+            TextColumn(f"{{task.description:<{LONGEST}}}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -51,7 +56,7 @@ class Display:
         self._finish_stage()
         self._bars.stop()
 
-    def stage(self, name: str, total: int) -> None:
+    def stage(self, name: Stage, total: int) -> None:
         self._finish_stage()
         self._stage, self._total, self._count = name, total, 0
         self._running.clear()

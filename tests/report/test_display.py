@@ -60,6 +60,24 @@ def test_on_a_terminal_stages_are_bars_and_methods_at_work_stand_beside_them(
     assert capsys.readouterr().out == ""
 
 
+def test_the_bars_of_all_stages_stand_in_one_column() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, color_system=None)
+    display = Display(console)
+    with display:
+        display.stage("export", 2)
+        display.stage("calibrate", 1)
+        display.stage("compare heads", 3)
+        display._bars.refresh()
+    assert isinstance(console.file, io.StringIO)
+    frames = re.split(r"\r|\n|\x1b\[\S*?[A-Za-z]", console.file.getvalue())
+    rows = {
+        name: [row for row in frames if row.startswith(name)][-1]
+        for name in ("export", "calibrate", "compare heads")
+    }
+    assert len({row.index("0/") for row in rows.values()}) == 1
+    assert all(row.startswith(f"{name} ") for name, row in rows.items())
+
+
 def test_a_build_that_fails_leaves_the_terminal_usable() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=80)
     with pytest.raises(ValueError, match="broken"), Display(console) as display:
