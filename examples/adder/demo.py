@@ -13,12 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from mmpack.examples.adder import sums
-from mmpack.multimethod.check import check
+from mmpack.multimethod import CallError, Context, Program, VerifyError, build, check, load
 from mmpack.multimethod.compile.model import load_model
-from mmpack.multimethod.driver.build import build
-from mmpack.multimethod.errors import CallError, VerifyError
-from mmpack.multimethod.flow.execute import Context
-from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.report.display import Display
 from mmpack.multimethod.report.tables import build_summary, build_table, terminal
 
@@ -34,7 +30,7 @@ def demo(question: str, output: Path, *, jobs: int = 1, cache: Path | None = Non
     Raises CallError for a question that is no sum of two numbers of up to 3 digits, VerifyError
     if the program and eager PyTorch do not agree.
     """
-    pair = _parse(question)
+    pair = parse(question)
     console = terminal()
     with Display(console) as display:
         report = build(SPEC, output, jobs=jobs, cache=cache, progress=display)
@@ -91,7 +87,8 @@ def generate_eagerly(model: nn.Module, prompt: Tensor) -> tuple[list[int], Tenso
         answer.append(int(logits[-1].argmax()))
 
 
-def _parse(question: str) -> sums.Pair:
+def parse(question: str) -> sums.Pair:
+    """The two numbers of `123+989`. Raises CallError for what is no such sum."""
     left, plus, right = question.strip().rstrip("=").partition("+")
     if (
         not (question.isascii() and plus and left.isdecimal() and right.isdecimal())

@@ -10,15 +10,16 @@ import random
 import sys
 from pathlib import Path
 
+import click
 import torch
 from torch import Tensor, nn
 
 from mmpack.examples.adder import sums
+from mmpack.examples.adder.demo import parse
 from mmpack.examples.adder.evaluate import complete
 from mmpack.examples.npu_cpu.model import BLOCK
-from mmpack.multimethod.check import check
+from mmpack.multimethod import MmpackError, Program, check, load
 from mmpack.multimethod.compile.model import load_model
-from mmpack.multimethod.flow.program import Program, load
 
 SPEC = Path(__file__).with_name("npu_cpu.yaml")
 
@@ -45,12 +46,27 @@ def adder_with(program: Program | None) -> nn.Module:
     return model
 
 
-def main() -> None:
-    path, question = sys.argv[1:]
-    a, b = map(int, question.split("+"))
+def answer(path: Path, question: str) -> str:
+    """Worked examples, then the question, such as "123+989", and what the adder answers.
+
+    Raises CallError for a question that is no sum, FlowError for a program without the block.
+    """
+    pair = parse(question)
     rng = random.Random(0)
-    prompt = sums.prompt([sums.draw(rng) for _ in range(8)], (a, b))
-    print(prompt + complete(adder_with(load(path)), prompt).strip())
+    prompt = sums.prompt([sums.draw(rng) for _ in range(8)], pair)
+    return prompt + complete(adder_with(load(path)), prompt).strip()
+
+
+@click.command()
+@click.argument("program", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("question", metavar="SUM")
+def main(program: Path, question: str) -> None:
+    """Have the adder add SUM, such as 123+989, with one of its blocks run by PROGRAM."""
+    try:
+        click.echo(answer(program, question))
+    except MmpackError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":
