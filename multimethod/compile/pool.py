@@ -27,16 +27,17 @@ def run_jobs(
     workers = max(1, min(workers, len(jobs)))
     pool = _Pool(jobs, max(1, (os.cpu_count() or 1) // workers), started, finished)
     threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             while thread.is_alive():  # in slices, so that Ctrl-C is heard
                 thread.join(0.2)
     except BaseException:
         pool.stop()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
         raise
     if pool.broken:
         raise pool.broken[0]

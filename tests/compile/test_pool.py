@@ -145,9 +145,33 @@ def test_an_exception_of_the_caller_stops_everything(
     assert not any(thread.name.startswith("Thread-serve") for thread in threading.enumerate())
 
 
+def test_ctrl_c_between_the_starts_of_two_workers_ends_the_first(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = tmp_path / "pids"
+    begun: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        if begun:
+            wait_for_pids(hanging)
+            raise KeyboardInterrupt
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    jobs = [job(name, hang=True, child=True, pids=str(hanging)) for name in "ab"]
+    with pytest.raises(KeyboardInterrupt):
+        run_jobs(jobs, 2, lambda job: None, lambda answer: None)
+    wait_for_end(wait_for_pids(hanging))
+    assert not begun[0].is_alive()
+
+
 SCRIPT = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have switched it off
 from mmpack.multimethod.compile import process
 from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.process import Job
