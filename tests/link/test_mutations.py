@@ -7,19 +7,37 @@ of the checks must do; the file's bytes are hit where they mean something: the f
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 
-from mmpack.multimethod.errors import FormatError
+from mmpack.multimethod.errors import FormatError, MmpackError
 from mmpack.multimethod.link import link, open_program, read_manifest
+from mmpack.multimethod.report.inspection import inspect
+from mmpack.multimethod.runtime.contexts import read_contexts
+from mmpack.multimethod.runtime.facts import read_facts
 
 from .conftest import Pte
 from .mutate import crashes, mutated
 from .programs import INPUTS, ROW
 
 SEEDS = 1000
+
+
+def read(path: Path, *, integrity: bool) -> None:
+    """All that `load` reads of a file before the runtime gets it; raises FormatError at most.
+
+    What passes must be shown by `inspect`, too, or refused by it with an error of ours.
+    """
+    with open_program(path, integrity=integrity) as file:
+        read_facts(file, read_manifest(file))
+        read_contexts(file)
+    with suppress(MmpackError):
+        seen = inspect(path)
+        assert str(seen)
+        assert seen.as_dict()["methods"].keys() == seen.methods.keys()
 
 
 def survivors(
@@ -32,8 +50,7 @@ def survivors(
         path = folder / f"{seed} {how}.pte"
         path.write_bytes(damaged)
         try:
-            with open_program(path, integrity=integrity) as file:
-                read_manifest(file)
+            read(path, integrity=integrity)
         except FormatError as error:
             assert str(error).startswith(str(path))
             path.unlink()
