@@ -1,4 +1,6 @@
-"""The backends, found by looking into this folder: one file each, so a new one is one new file."""
+"""The backends, found by looking into this folder, so a new one is one new file with a subclass of
+`Backend`. Helpers of a backend stand beside it and begin with its name (`qnn_sdk`); they are
+imported like the rest, and add nothing."""
 
 from __future__ import annotations
 
