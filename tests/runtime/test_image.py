@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import os
+import runpy
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 
 from mmpack.multimethod import FormatError, load
 from mmpack.multimethod.flow.program import Program
-from mmpack.multimethod.runtime import methods
+from mmpack.multimethod.runtime import image, methods
 from mmpack.multimethod.runtime.image import Image
 
 ONE = torch.ones(2)
@@ -99,16 +102,16 @@ def test_what_is_run_is_what_was_checked_also_if_the_file_was_replaced_in_betwee
 
 
 def test_nobody_can_write_to_the_copy(path: Path) -> None:
-    image = Image(path)
-    assert image.path.read_bytes() == path.read_bytes()
+    made = Image(path)
+    assert made.path.read_bytes() == path.read_bytes()
     for attempt in (
-        lambda: os.pwrite(image.fd, b"x", 0),
-        lambda: os.truncate(image.fd, 0),
-        lambda: image.path.write_bytes(b""),
+        lambda: os.pwrite(made.fd, b"x", 0),
+        lambda: os.truncate(made.fd, 0),
+        lambda: made.path.write_bytes(b""),
     ):
         with pytest.raises(OSError):
             attempt()
-    assert image.path.read_bytes() == path.read_bytes()
+    assert made.path.read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("mmap", [False, True])
@@ -157,3 +160,39 @@ def test_a_copy_that_cannot_be_made_is_said_with_what_does_without(
     )
     assert len(os.listdir("/proc/self/fd")) == before
     use(load(path, mmap=True))
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        (os, ["memfd_create", "MFD_CLOEXEC", "MFD_ALLOW_SEALING"]),
+        (fcntl, ["F_ADD_SEALS", "F_SEAL_WRITE", "F_SEAL_GROW", "F_SEAL_SHRINK", "F_SEAL_SEAL"]),
+    ],
+    ids=["memfd", "seals"],
+)
+def test_a_python_that_knows_no_sealed_memory_runs_a_copy_without_a_name(
+    path: Path,
+    foreign: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: Any,
+    names: list[str],
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    for name in names:
+        monkeypatch.delattr(module, name)
+    runpy.run_path(str(image.__file__))  # such a Python can import it
+    gc.collect()
+    before, data = len(os.listdir("/proc/self/fd")), path.read_bytes()
+    copy, program = Image(path), load(path)
+    copy_over(path, foreign)
+    assert copy.path.read_bytes() == data
+    assert os.fstat(copy.fd).st_nlink == 0
+    assert os.fstat(copy.fd).st_dev == temporary.stat().st_dev
+    assert list(temporary.iterdir()) == []
+    use(program)
+    del copy, program
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
