@@ -88,7 +88,7 @@ def _flows(verified: Verified | None) -> dict[str, Any]:
     or that it was not compared, since it has none."""
     return {
         checked.name.removeprefix("flow "): {
-            "error": checked.error,
+            "error": _finite(checked.error),
             "tolerance": _finite(checked.tolerance),
             "sqnr": _finite(checked.sqnr),
             "least_sqnr": checked.least_sqnr,
@@ -111,7 +111,7 @@ def _record(parts: Parts, name: str, verified: Verified | None) -> MethodRecord:
         delegated=made.figures["delegated"],
         left=made.figures["left"],
         key=made.key,
-        error=checked.error if checked is not None else None,
+        error=_finite(checked.error) if checked is not None else None,
         tolerance=_finite(checked.tolerance) if checked is not None else None,
         verified=checked is not None,
         sqnr=_finite(checked.sqnr) if checked is not None else None,
