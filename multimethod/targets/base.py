@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import cattrs
 from attrs import frozen
+from cattrs.errors import AttributeValidationNote
 
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
@@ -43,10 +44,12 @@ class Refusal:
     at: tuple[str | int, ...] = ("target",)
 
 
-def in_blocks(_: Any, __: Any, group: int) -> None:
+def in_blocks(_: Any, attribute: Any, group: int) -> None:
     """Validator of an option that says how many weights share a scale."""
     if group < 32 or group % 32:
-        raise ValueError(f"group: expected a multiple of 32, got {group}")
+        error = ValueError(f"expected a multiple of 32, got {group}")
+        error.add_note(AttributeValidationNote("", attribute.name, int))  # where in the spec it is
+        raise error
 
 
 class Backend(ABC):

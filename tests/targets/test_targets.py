@@ -14,6 +14,7 @@ import torch
 from mmpack.multimethod import load, targets
 from mmpack.multimethod.errors import SpecError
 from mmpack.multimethod.signature import Dim
+from mmpack.multimethod.spec import load_spec
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
 from mmpack.multimethod.targets import BACKENDS, Backend
 
@@ -148,3 +149,23 @@ class TestANewBackend:
         project.model(self.MODEL).spec(self.SPEC, self.HEAD)
         with pytest.raises(SpecError, match="'another'"):
             project.build()
+
+
+@pytest.mark.parametrize("group", [0, 16, 40])
+@pytest.mark.parametrize("target", ["backend: xnnpack", "backend: qnn, soc: SM8750"])
+def test_weights_in_wrong_groups_are_refused_where_the_group_stands(
+    tmp_path: Path, target: str, group: int
+) -> None:
+    path = tmp_path / "spec.yaml"
+    line = f"targets: {{t: {{{target}, group: {group}}}}}"
+    method = "methods: {f: {module: '.', target: t, inputs: {x: [1]}}}"
+    path.write_text(f"mmpack: 1\nmodel: {{factory: model.py:make}}\n{line}\n{method}\n")
+    (tmp_path / "model.py").write_text("def make(): ...\n")
+    with pytest.raises(SpecError) as raised:
+        load_spec(path)
+    at = line.index(f"{group}}}")
+    assert str(raised.value) == (
+        f"{path}:3:{at + 1}: targets.t.group: expected a multiple of 32, got {group}\n"
+        f"    3 | {line}\n"
+        f"      | {' ' * at}{'^' * len(str(group))}"
+    )
