@@ -21,6 +21,7 @@ from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
 from mmpack.multimethod.driver.records import BuildReport, link_parts, row
 from mmpack.multimethod.errors import OutputError, TargetError
+from mmpack.multimethod.flow.program import load
 from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.scratch import scratch_folder
@@ -102,8 +103,10 @@ def _verify(parts: Parts, model: nn.Module, target: Path, progress: Progress) ->
         link_parts(parts, None, path)
         progress.done("")
         private = parts.state.private
+        # Nobody else writes to it there, so it is run from where it is.
+        program = load(path, mmap=True)
         return verify_program(
-            path, parts.spec_file, parts.units, model, private, progress, parts.examples
+            program, parts.spec_file, parts.units, model, private, progress, parts.examples
         )
 
 

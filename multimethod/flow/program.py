@@ -75,6 +75,7 @@ def load(path: str | Path, *, mmap: bool = False) -> Program:
     gone nobody may write into it or truncate it, which ends in a crash of the process or in wrong
     results. Replacing it by another file, as mmpack does, or deleting it is harmless.
 
-    Raises FormatError if the file is no ExecuTorch program, is truncated or damaged.
+    Raises FormatError if the file is no ExecuTorch program, is truncated or damaged;
+    ExecutionError if there is no room for the copy.
     """
     return Program.load(path, mmap=mmap)

@@ -14,14 +14,18 @@ changed would cost each 0.9 µs and leave a gap.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import tempfile
 import weakref
 from pathlib import Path
 
-from mmpack.multimethod.errors import FormatError
+from mmpack.multimethod.errors import ExecutionError, FormatError
 from mmpack.multimethod.link.file import CHUNK, open_regular
+
+NO_ROOM = (errno.ENOMEM, errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+"""What the system says where there is no memory, or disk, for a copy."""
 
 
 class Image:
@@ -67,7 +71,9 @@ def _copied(file: int, source: Path) -> int:
         if copy >= 0:
             os.close(copy)
         if isinstance(error, OSError):
-            raise FormatError(
+            # Where there is no room for a copy, or nowhere to make one, the file may well be right.
+            kind = ExecutionError if copy < 0 or error.errno in NO_ROOM else FormatError
+            raise kind(
                 f"{source}: cannot be read into memory: {error.strerror}; with `mmap=True`, `load` "
                 "maps the file instead"
             ) from error

@@ -76,7 +76,9 @@ def compare_heads(
     wrong = []
     for name, unit in units.items():
         progress.start(name)
-        programs = [load(objects.by_name[name].path) for objects in (converted, plain)]
+        # Objects in the cache are replaced or deleted, never written to.
+        paths = [objects.by_name[name].path for objects in (converted, plain)]
+        programs = [load(path, mmap=True) for path in paths]
         generator = torch.Generator().manual_seed(7)
         apart = 0.0
         for _ in range(TRIED):

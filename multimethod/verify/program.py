@@ -16,7 +16,7 @@ from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.model import load_model
 from mmpack.multimethod.compile.unit import Unit, make_units
-from mmpack.multimethod.flow.program import load
+from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.spec import SpecFile, load_spec
 from mmpack.multimethod.verify.agreement import require_same
@@ -44,13 +44,13 @@ def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = No
     with tempfile.TemporaryDirectory() as folder:
         tape = Path(folder) / "tape"
         examples = record_examples(spec_file, model, units, signatures, plans, tape)
-        verified = verify_program(path, spec_file, units, model, private, progress, examples)
+        verified = verify_program(program, spec_file, units, model, private, progress, examples)
     verified.require_right()
     return verified
 
 
 def verify_program(
-    path: str | Path,
+    program: Program,
     spec_file: SpecFile,
     units: Mapping[str, Unit],
     model: nn.Module,
@@ -59,10 +59,9 @@ def verify_program(
     examples: Examples = NO_EXAMPLES,
 ) -> Verified:
     """Run all of a program, method by method and flow by flow, beside its model. Quantized ones
-    are given `examples`."""
+    are given `examples`. The program's state must be fresh."""
     flows = spec_file.spec.flow
     progress.stage("verify", len(units) + len(flows))
-    program = load(path)
     checked = verify_methods(program, units, model, private, progress, examples)
     results = []
     for name in flows:

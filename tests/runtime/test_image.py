@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmpack.multimethod import FormatError, load
+from mmpack.multimethod import ExecutionError, FormatError, load
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.runtime import image, methods
 from mmpack.multimethod.runtime.image import Image
@@ -144,19 +144,33 @@ def test_what_is_no_file_is_said(tmp_path: Path, mmap: bool) -> None:
         load(tmp_path / "none.pte", mmap=mmap)
 
 
+@pytest.mark.parametrize(
+    ("call", "number", "kind"),
+    [
+        ("write", errno.EFBIG, ExecutionError),
+        ("write", errno.ENOSPC, ExecutionError),
+        ("write", errno.ENOMEM, ExecutionError),
+        ("memfd_create", errno.EMFILE, ExecutionError),
+        ("preadv", errno.EIO, FormatError),
+    ],
+)
 def test_a_copy_that_cannot_be_made_is_said_with_what_does_without(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    call: str,
+    number: int,
+    kind: type[Exception],
 ) -> None:
     def full(*_: object) -> int:
-        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        raise OSError(number, os.strerror(number))
 
     before = len(os.listdir("/proc/self/fd"))
-    with monkeypatch.context() as patch, pytest.raises(FormatError) as raised:
-        patch.setattr(os, "write", full)
+    with monkeypatch.context() as patch, pytest.raises(kind) as raised:
+        patch.setattr(os, call, full)
         load(path)
     assert str(raised.value) == (
-        f"{path}: cannot be read into memory: File too large; with `mmap=True`, `load` maps the "
-        "file instead"
+        f"{path}: cannot be read into memory: {os.strerror(number)}; with `mmap=True`, `load` maps "
+        "the file instead"
     )
     assert len(os.listdir("/proc/self/fd")) == before
     use(load(path, mmap=True))

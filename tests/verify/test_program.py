@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,23 @@ def test_another_spec_is_told_from_the_programs(built: Any, old: str, new: str, 
     assert says in str(caught.value)
 
 
+def test_a_build_copies_no_program_and_verifying_copies_it_once(
+    built: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[str] = []
+    real = os.memfd_create
+
+    def counted(name: str, flags: int) -> int:
+        copies.append(name)
+        return real(name, flags)
+
+    monkeypatch.setattr(os, "memfd_create", counted)
+    built.build()
+    assert copies == []
+    verify(built.output, built.path)
+    assert copies == ["mmpack"]
+
+
 def test_a_foreign_program_is_not_what_the_spec_says(built: Any, foreign: Path) -> None:
     with pytest.raises(VerifyError, match="has no method 'f', 'add', 'seen'"):
         verify(foreign, built.path)
@@ -155,7 +173,7 @@ def test_verifying_leaves_the_model_as_it_was(built: Any) -> None:
     spec_file = built.checked
     model = load_model(spec_file)
     units = make_units(spec_file, model)
-    verify_program(built.output, spec_file, units, model, {}, Silent())
+    verify_program(load(built.output), spec_file, units, model, {}, Silent())
     assert model.sum.tolist() == [0, 0, 0]
 
 
