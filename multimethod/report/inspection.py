@@ -6,12 +6,13 @@ inspect("model.pte").as_dict()["methods"]["attention"]["left"]
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import cattrs
-from attrs import frozen
+from attrs import field, frozen
 
 from mmpack.multimethod.link import (
     Manifest,
@@ -31,7 +32,8 @@ class MethodView:
     """One method. delegates: backend -> how many calls; left: operator -> how many calls on the
     CPU; arenas: bytes of planned memory, by memory id from 1; bytes: delegate data and constants
     that it reaches, shared ones included; precision, sqnr (dB), scales: of a quantized method, see
-    `MethodRecord`."""
+    `MethodRecord`; heads: attention blocks `found` and `converted` to single heads, how far that is
+    `apart` from the unconverted method and its `unconverted_size`, {} where none was looked for."""
 
     signature: Signature
     target: str | None
@@ -46,6 +48,7 @@ class MethodView:
     precision: str | None = None
     sqnr: float | None = None
     scales: tuple[Any, ...] = ()
+    heads: dict[str, Any] = field(factory=dict)
 
 
 @frozen
@@ -123,6 +126,7 @@ def _view(
                 kernels[".".join(part for part in (operator.name, operator.overload) if part)] += 1
     for delegate in plan.delegates or ():
         delegates[delegate.id or ""] += 1
+    heads = record.extra.get("heads") if record else None
     return MethodView(
         signature=record.signature if record else foreign_signature(file, name),
         target=record.target if record else None,
@@ -137,6 +141,7 @@ def _view(
         precision=record.options.get("precision") if record else None,
         sqnr=record.sqnr if record else None,
         scales=tuple(record.scales) if record else (),
+        heads=heads if isinstance(heads, dict) else {},
     )
 
 
@@ -157,6 +162,7 @@ def _lines(seen: Inspection) -> list[str]:
                 for name, count in sorted(method.left.items())
             )
             lines.append(f"  on the CPU: {calls}")
+        lines += _heads(method)
         arenas = " + ".join(size(arena) for arena in method.arenas if arena) or "none"
         checked = f", max error {method.error:.1e}" if method.error is not None else ""
         checked += f", SQNR {method.sqnr:.1f} dB" if method.sqnr is not None else ""
@@ -198,7 +204,27 @@ def _lines(seen: Inspection) -> list[str]:
 
 def _agreement(seen: Inspection, flow: str) -> str:
     """How far a flow was from the model when it was built, if that is told."""
-    found = seen.provenance.get("flows", {}).get(flow)
+    from mmpack.multimethod.report.tables import agreement
+
+    flows = seen.provenance.get("flows")
+    found = flows.get(flow) if isinstance(flows, dict) else None
     if isinstance(found, dict):
-        return f": max error {found['error']:.1e}"
-    return f": {found}" if found else ""
+        found = agreement(_number(found.get("error")), _number(found.get("sqnr")))
+    return f": {found}" if found and isinstance(found, str) else ""
+
+
+def _heads(method: MethodView) -> list[str]:
+    """The line on a method's attention in single heads, if that is told."""
+    found, converted = (_number(method.heads.get(key)) for key in ("found", "converted"))
+    if found is None or converted is None:
+        return []
+    apart = _number(method.heads.get("apart"))
+    off = f", off by {apart:.1e} from the unconverted method" if apart is not None else ""
+    return [f"  {converted:.0f} of {found:.0f} attention blocks in single heads{off}"]
+
+
+def _number(value: object) -> float | None:
+    """A number of what a manifest holds in free form, where others may have put anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) <= sys.float_info.max else None

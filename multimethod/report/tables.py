@@ -114,10 +114,12 @@ def _judged(checked: Checked) -> tuple[str, str]:
     return f"{checked.error:.1e}", f"{checked.tolerance:.0e}"
 
 
-def _agreement(flow: Checked) -> str:
-    if flow.sqnr is not None:
-        return f"SQNR {_decibels(flow.sqnr)}"
-    return f"max error {flow.error:.1e}"
+def agreement(error: float | None, sqnr: float | None) -> str:
+    """How far a flow is from its reference: by the ratio where one was measured, for a quantized
+    flow is judged by it, else by the error; "" where neither is known."""
+    if sqnr is not None:
+        return f"SQNR {_decibels(sqnr)}"
+    return f"max error {error:.1e}" if error is not None else ""
 
 
 def _decibels(ratio: float | None) -> str:
@@ -162,7 +164,7 @@ def build_summary(report: BuildReport) -> str:
     lines += [
         f"{flow.name} was not compared with the model: its reference is none"
         if not flow.compared
-        else f"{flow.name} agrees with the model: {_agreement(flow)} ({flow.where})"
+        else f"{flow.name} agrees with the model: {agreement(flow.error, flow.sqnr)} ({flow.where})"
         for flow in report.flows
     ]
     return "\n".join(lines)

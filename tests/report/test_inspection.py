@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
 import torch
 
 from mmpack.multimethod import FormatError, inspect, load
+from mmpack.multimethod.link import link, open_program, read_manifest
 
 TOY = """\
 toy.pte: # kB, 5 methods, made by mmpack #
@@ -146,3 +148,60 @@ def test_flows_are_shown_with_what_was_measured(toy: Path) -> None:
     text = str(seen)
     assert "\nflow prefill: max error 1.5e-06\nflow loose: not compared\nflow unknown\n" in text
     assert "flows" not in text
+
+
+@pytest.mark.parametrize(
+    ("flows", "told"),
+    [
+        ({"go": {"error": 0.25, "sqnr": 31.26, "least_sqnr": 20.0}}, ": SQNR 31.3 dB"),
+        ({"go": {"error": 0.25, "sqnr": None}}, ": max error 2.5e-01"),
+        ({"go": {"error": 2, "sqnr": "x"}}, ": max error 2.0e+00"),
+        ({"go": {"error": None}}, ""),
+        ({"go": {"error": "x"}}, ""),
+        ({"go": {"error": True}}, ""),
+        ({"go": {"error": 10**400}}, ""),
+        ({"go": {}}, ""),
+        ({"go": ["not compared"]}, ""),
+        ({"go": 3}, ""),
+        (["go"], ""),
+        ("go", ""),
+        (None, ""),
+    ],
+)
+def test_what_is_said_of_a_flow_is_what_can_be_read(toy: Path, flows: object, told: str) -> None:
+    seen = inspect(toy)
+    provenance = {**seen.provenance, "flows": flows}
+    seen = attrs.evolve(seen, flow={"go": {}}, provenance=provenance)
+    assert f"\nflow go{told}\n" in str(seen)
+
+
+@pytest.mark.parametrize(
+    ("heads", "told"),
+    [
+        (
+            {"found": 3, "converted": 2, "apart": 0.0015, "unconverted_size": 4096},
+            "  2 of 3 attention blocks in single heads, off by 1.5e-03 from the unconverted method",
+        ),
+        ({"found": 1, "converted": 0}, "  0 of 1 attention blocks in single heads"),
+        ({"found": "x"}, None),
+        (["found"], None),
+        (None, None),
+    ],
+)
+def test_attention_in_single_heads_is_shown(
+    toy: Path, tmp_path: Path, heads: object, told: str | None
+) -> None:
+    with open_program(toy) as file:
+        manifest = read_manifest(file)
+    assert manifest is not None
+    extra = {"heads": heads} if heads is not None else {}
+    record = attrs.evolve(manifest.methods["matmul"], extra=extra)
+    manifest = attrs.evolve(manifest, methods={**manifest.methods, "matmul": record})
+    made = tmp_path / "made.pte"
+    link([toy], made, manifest=manifest)
+    seen = inspect(made)
+    plain: dict[str, Any] = json.loads(json.dumps(seen.as_dict()))["methods"]
+    assert plain["matmul"]["heads"] == (heads if isinstance(heads, dict) else {})
+    assert plain["window"]["heads"] == {}
+    lines = [line for line in str(seen).splitlines() if "attention blocks" in line]
+    assert lines == ([told] if told is not None else [])
