@@ -318,8 +318,8 @@ def test_fields_that_would_be_lost(
 ) -> None:
     opened = PteFile.open
 
-    def newer(path: Path) -> PteFile:
-        file = opened(path)
+    def newer(path: Path, fd: int | None = None) -> PteFile:
+        file = opened(path, fd)
         file.unknown = ("Tensor.slot 10",)
         return file
 
