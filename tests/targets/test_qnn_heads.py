@@ -166,7 +166,7 @@ class Other(AttentionBlock):
         q, k, v = (p(image).view(1, 4, -1, 8).transpose(1, 2) for p in projections)
         q = q * cos[None, None] + sin[None, None]
         keys, values = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
-        mixed = self.attend(q, keys, values, visible[None, None])
+        mixed = self.attend(q, keys, values, visible)
         return hidden + self.o_proj(to_image(mixed)).squeeze(-1), k, v
 
 class Folded(Other):
@@ -174,7 +174,7 @@ class Folded(Other):
         # A group's queries as rows of one head: no copies of keys. ExecuTorch takes it for as many
         # heads as there are keys' heads, and splits the queries' projection wrongly.
         q = q.reshape(1, 2, 8, 8)
-        visible = visible.repeat(1, 1, 2, 1)
+        visible = torch.cat([visible, visible]).view(1, 1, 8, -1)
         weights = visible_softmax(q @ keys.transpose(-2, -1) * 8**-0.5, visible, False)
         mixed = (weights @ values).transpose(1, 2).reshape(1, 2, 4, 16)
         return mixed.transpose(1, 2).reshape(1, 4, 32)
