@@ -21,10 +21,12 @@ from torch.utils import _pytree as pytree
 
 from mmpack.multimethod.compile.buffers import kept_buffers
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Call, Examples, Tape
-from mmpack.multimethod.compile.imports import importable
+from mmpack.multimethod.compile.capture import as_arguments
+from mmpack.multimethod.compile.listen import listen
 from mmpack.multimethod.compile.model import model_error, resolve
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
 from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.compile.users_code import users_code
 from mmpack.multimethod.errors import CallError, FlowError, ModelError
 from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.plan import Plan
@@ -187,7 +189,7 @@ class _Run:
         where: Keys = ("calibration",)
         for number, sample in enumerate(_samples(self.spec_file, reference, where)):
             self.recorder.sample = number
-            args, kwargs = _arguments(sample)
+            args, kwargs = as_arguments(sample)
             with _blamed(self.spec_file, where, f"sample {number}"):
                 for name, flow in self.flows.items():
                     inputs = self._of_flow(flow.plan, args, kwargs)
@@ -225,31 +227,16 @@ class _Run:
 def _listen(
     name: str, unit: Unit, seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]]
 ) -> Callable[[], None]:
-    """Note what a submodule is called with, by the names of its own parameters."""
-    module, call = unit.module.module, unit.module.call
-    signature = inspect.signature(getattr(module, call))
+    """Note what a submodule is called with, by the names of its own parameters if it has such."""
 
-    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        bound = signature.bind(*args, **kwargs).arguments
-        given = {n: v.clone() for n, v in bound.items() if isinstance(v, torch.Tensor)}
+    def note(bound: inspect.BoundArguments) -> None:
         if unit.module.names is None:
-            seen.append((name, tuple(a.clone() for a in args), {}))
+            seen.append((name, tuple(a.clone() for a in bound.args), {}))
         else:
-            seen.append((name, (), given))
+            given = bound.arguments.items()
+            seen.append((name, (), {n: v.clone() for n, v in given if isinstance(v, torch.Tensor)}))
 
-    if call == "forward":
-        hook = module.register_forward_pre_hook(
-            lambda _, args, kwargs: note(args, kwargs), with_kwargs=True
-        )
-        return hook.remove
-    original = getattr(module, call)
-
-    def spy(*args: Any, **kwargs: Any) -> Any:
-        note(args, kwargs)
-        return original(*args, **kwargs)
-
-    object.__setattr__(module, call, spy)
-    return lambda: object.__delattr__(module, call)
+    return listen(unit.module.module, unit.module.call, note)
 
 
 def _record_own(spec_file: SpecFile, recorder: _Recorder, name: str, reference: str) -> None:
@@ -257,17 +244,17 @@ def _record_own(spec_file: SpecFile, recorder: _Recorder, name: str, reference: 
     for number, sample in enumerate(_samples(spec_file, reference, where)):
         recorder.sample = number
         with _blamed(spec_file, where, f"sample {number}"):
-            recorder.run(name, *_arguments(sample))
+            recorder.run(name, *as_arguments(sample))
 
 
 def _samples(spec_file: SpecFile, reference: str, where: Keys) -> Iterator[Any]:
     """What the callable of a spec yields, with its failures told by the spec's line."""
     factory = resolve(spec_file, reference, where)
-    with _blamed(spec_file, where, reference), importable(spec_file.folder):
+    with _blamed(spec_file, where, reference):
         made = iter(factory())
     count = 0
     while True:
-        with _blamed(spec_file, where, reference), importable(spec_file.folder):
+        with _blamed(spec_file, where, reference):
             try:
                 sample = next(made)
             except StopIteration:
@@ -278,23 +265,14 @@ def _samples(spec_file: SpecFile, reference: str, where: Keys) -> Iterator[Any]:
         raise model_error(spec_file, where, f"{reference} yields nothing to calibrate with")
 
 
-def _arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(sample, Mapping):
-        return (), dict(sample)
-    return (tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)), {}
-
-
 @contextmanager
 def _blamed(spec_file: SpecFile, where: Keys, what: str) -> Iterator[None]:
+    """What the user's Python raises, or makes a method or flow refuse, is told at that place."""
     try:
-        yield
-    except ModelError:
-        raise
+        with users_code(spec_file, where, what):
+            yield
     except (CallError, FlowError) as error:
         raise model_error(spec_file, where, f"{what}: {error}") from error
-    except Exception as error:
-        message = f"{what} failed: {type(error).__name__}: {error}"
-        raise model_error(spec_file, where, message) from error
 
 
 def _widen(ranges: dict[End, tuple[float, float]], end: End, tensor: torch.Tensor) -> None:

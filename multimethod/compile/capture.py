@@ -15,6 +15,7 @@ from attrs import frozen
 from torch import nn
 
 from mmpack.multimethod.compile.buffers import kept_buffers
+from mmpack.multimethod.compile.listen import listen
 from mmpack.multimethod.compile.model import model_error, resolve
 from mmpack.multimethod.compile.users_code import users_code
 from mmpack.multimethod.memory import bytes_of, too_much
@@ -61,9 +62,7 @@ def sample_inputs(spec_file: SpecFile) -> tuple[tuple[Any, ...], dict[str, Any]]
         factory = resolve(spec_file, sample, ("sample",))
         with users_code(spec_file, ("sample",), f"calling {sample}"):
             made = factory()
-        if isinstance(made, Mapping):
-            return (), dict(made)
-        return (tuple(made) if isinstance(made, (tuple, list)) else (made,)), {}
+        return as_arguments(made)
     generator = torch.Generator().manual_seed(0)
     dims = spec_file.spec.dims
     sizes = {name: dim.max for name, dim in dims.items()}
@@ -77,19 +76,25 @@ def sample_inputs(spec_file: SpecFile) -> tuple[tuple[Any, ...], dict[str, Any]]
     }
 
 
+def as_arguments(sample: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What a user's callable gives as one sample, as positional and keyword arguments: a mapping
+    is by name, a tuple or list by position, anything else the only one."""
+    if isinstance(sample, Mapping):
+        return (), dict(sample)
+    return (tuple(sample) if isinstance(sample, (tuple, list)) else (sample,)), {}
+
+
 def _listen(
     spec_file: SpecFile, method: str, point: Point, taken: dict[Point, Captured]
 ) -> Callable[[], None]:
     module, call = point
-    signature = inspect.signature(getattr(module, call))
 
-    def note(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(bound: inspect.BoundArguments) -> None:
         if point in taken:
             return
-        bound = signature.bind(*args, **kwargs).arguments
         inputs, ranges = [], {}
-        for name, value in bound.items():
-            if value is None and signature.parameters[name].default is None:
+        for name, value in bound.arguments.items():
+            if value is None and bound.signature.parameters[name].default is None:
                 continue
             if not isinstance(value, torch.Tensor):
                 raise model_error(
@@ -105,19 +110,4 @@ def _listen(
                 ranges[name] = (int(value.min()), int(value.max()))
         taken[point] = Captured(tuple(inputs), ranges)
 
-    if call == "forward":
-        hook = module.register_forward_pre_hook(
-            lambda _, args, kwargs: note(args, kwargs), with_kwargs=True
-        )
-        return hook.remove
-    original = getattr(module, call)
-
-    def spy(*args: Any, **kwargs: Any) -> Any:
-        note(args, kwargs)
-        return original(*args, **kwargs)
-
-    before = vars(module).get(call)
-    object.__setattr__(module, call, spy)
-    if before is not None:
-        return lambda: object.__setattr__(module, call, before)
-    return lambda: object.__delattr__(module, call)
+    return listen(module, call, note)

@@ -17,8 +17,9 @@ from torch import nn
 from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.model import load_weights, make_model, state_names
 from mmpack.multimethod.compile.rehearse import Rehearsed, names_in_model, rehearse, small_sizes
-from mmpack.multimethod.compile.state import State, decide, require_own_memory
+from mmpack.multimethod.compile.state import State, Touched, decide, require_own_memory
 from mmpack.multimethod.compile.unit import Unit, gather_units
+from mmpack.multimethod.driver.rotation import require_one_rotation
 from mmpack.multimethod.errors import FlowError
 from mmpack.multimethod.flow.plan import Plan, expanded_flows, make_plan
 from mmpack.multimethod.signature import Signature
@@ -70,21 +71,46 @@ def rehearse_all(made: Examined, found: Collected, *, verify: bool) -> None:
     rehearsed = _rehearse_units(spec_file, model, units, verify, found)
     signatures = {name: r.signature for name, r in rehearsed.items()}
     touched = {name: r.touched for name, r in rehearsed.items() if r.touched is not None}
-    state = None
+    for plan in settle(made, signatures, touched, found).plans.values():
+        if verify and plan.reference != NOTHING and not found:
+            with found.gather():
+                inputs = flow_inputs(spec_file, plan, units)
+                expected = run_reference(spec_file, plan, model, inputs)
+                require_comparable(spec_file, plan, signatures, expected)
+
+
+@frozen(eq=False)
+class Settled:
+    """What takes all methods together: how they share state (None if that is wrong), and the flows
+    that can be run, by name."""
+
+    state: State | None
+    plans: Mapping[str, Plan]
+
+
+def settle(
+    made: Examined,
+    signatures: Mapping[str, Signature],
+    touched: Mapping[str, Touched],
+    found: Collected,
+) -> Settled:
+    """Apply the rules about state and flows, as far as `signatures` and `touched` are known; what
+    is wrong goes to `found`."""
+    spec_file, state = made.spec_file, None
     with found.gather():
-        require_own_memory(spec_file, tensors(model, units), touched)
+        require_own_memory(spec_file, _tensors(made.model, made.units), touched)
         state = decide(spec_file, touched, whole=len(touched) == len(spec_file.methods))
+    plans = {}
     for name in spec_file.spec.flow:
         if all(step.run in signatures for step in spec_file.steps[name]):
             with found.gather():
-                plan = plan_flow(spec_file, name, signatures, state)
-                if verify and plan.reference != NOTHING and not found:
-                    inputs = flow_inputs(spec_file, plan, units)
-                    expected = run_reference(spec_file, plan, model, inputs)
-                    require_comparable(spec_file, plan, signatures, expected)
+                plans[name] = _plan_flow(spec_file, name, signatures, state)
+    with found.gather():
+        require_one_rotation(spec_file, made.units, plans.values())
+    return Settled(state, plans)
 
 
-def plan_flow(
+def _plan_flow(
     spec_file: SpecFile, name: str, signatures: Mapping[str, Signature], state: State | None
 ) -> Plan:
     """A flow of the spec, settled. Raises FlowError, with the spec's line, for an edge whose ends
@@ -138,11 +164,12 @@ def _rehearse_units(
     return rehearsed
 
 
-def tensors(model: nn.Module, units: Mapping[str, Unit]) -> dict[str, torch.Tensor]:
+def _tensors(model: nn.Module, units: Mapping[str, Unit]) -> dict[str, torch.Tensor]:
     """Every parameter and buffer of the methods' modules, by the name that it has in a program."""
+    names = state_names(model)
     tensors: dict[str, torch.Tensor] = {}
     for unit in units.values():
-        known = names_in_model(unit, state_names(model))
+        known = names_in_model(unit, names)
         for tensor in (*unit.module.parameters(), *unit.module.buffers()):
             tensors.setdefault(known[id(tensor)], tensor)
     return tensors

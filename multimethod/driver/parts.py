@@ -9,16 +9,16 @@ from attrs import field, frozen
 from torch import nn
 
 from mmpack.multimethod.calibrate import record_examples
+from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.fingerprint import fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
-from mmpack.multimethod.compile.state import State, decide, require_own_memory
+from mmpack.multimethod.compile.state import State
 from mmpack.multimethod.compile.unit import Unit
-from mmpack.multimethod.driver.examine import Examined, plan_flow, tensors
-from mmpack.multimethod.driver.rotation import require_one_rotation
+from mmpack.multimethod.driver.examine import Examined, settle
 from mmpack.multimethod.driver.shared_scales import (
     one_tensor,
     require_one_scale,
@@ -65,12 +65,11 @@ def compile_parts(
     compiler = Compiler(units, state_names(model), prints, store, progress, fresh)
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
-    touched = {name: f.touched for name, f in facts.items()}
-    require_own_memory(spec_file, tensors(model, units), touched)
-    state = decide(spec_file, touched)
-    # Every edge, before anything is compiled.
-    plans = {n: plan_flow(spec_file, n, signatures, state) for n in spec_file.spec.flow}
-    require_one_rotation(spec_file, units, plans.values())
+    found = Collected()
+    settled = settle(made, signatures, {name: f.touched for name, f in facts.items()}, found)
+    found.check()
+    state, plans = settled.state, settled.plans
+    assert state is not None
     quantized = any(least_sqnr(unit) is not None for unit in units.values())
     if quantized:
         progress.stage("calibrate", 1)
