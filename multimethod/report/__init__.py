@@ -1,1 +1,1 @@
-"""."""
+"""What the other rooms found, as tables, text and JSON."""
