@@ -55,23 +55,34 @@ def expand_all(spec: Spec) -> Expansion:
     methods: dict[str, Expanded[MethodSpec]] = {}
     findings: list[Finding] = []
     for template, method in spec.methods.items():
-        keys: Keys = ("methods", template)
-        same = "is not in the method's name, so all methods would have the same name"
-        wrong = [
-            Finding((*keys, "each", symbol), f"{{{symbol}}} {same}", at_key=True)
-            for symbol in method.each
-            if symbol not in symbols(template)
-        ]
-        wrong += unknown_symbols(template, method.each, keys, at_key=True)
-        wrong += unknown_symbols(attrs.evolve(method, each={}), method.each, keys)
-        count = prod(len(values) for values in method.each.values())
-        if count > MANY:
-            wrong.append(Finding((*keys, "each"), f"this makes {count} methods, more than {MANY}"))
+        wrong = wrong_templates(template, method)
         if not wrong:
             wrong, made = _methods(template, method, methods)
             methods |= made
         findings += wrong
     return Expansion(methods, findings)
+
+
+def wrong_templates(template: str, method: MethodSpec) -> list[Finding]:
+    """Symbols of one entry that mean nothing, and an `each` that makes too much of it."""
+    keys: Keys = ("methods", template)
+    same = "is not in the method's name, so all methods would have the same name"
+    wrong = [
+        Finding((*keys, "each", symbol), f"{{{symbol}}} {same}", at_key=True)
+        for symbol in method.each
+        if symbol not in symbols(template)
+    ]
+    wrong += unknown_symbols(template, method.each, keys, at_key=True)
+    wrong += unknown_symbols(attrs.evolve(method, each={}), method.each, keys)
+    count = prod(len(values) for values in method.each.values())
+    if count > MANY:
+        wrong.append(Finding((*keys, "each"), f"this makes {count} methods, more than {MANY}"))
+    return wrong
+
+
+def expand_one(template: str, method: MethodSpec) -> dict[str, Expanded[MethodSpec]]:
+    """The methods that one entry makes, whatever the others make; none if it can make none."""
+    return _methods(template, method, {})[1]
 
 
 def _methods(

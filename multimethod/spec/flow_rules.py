@@ -21,26 +21,38 @@ from mmpack.multimethod.spec.records import FlowSpec, StepSpec
 
 def check_flows(draft: Draft) -> Findings:
     for name, flow in draft.spec.flow.items():
-        keys: Keys = ("flow", name)
-        if not name:
-            yield Finding(keys, "expected a name, got the empty text", at_key=True)
-        if not (flow.reference == "none" or flow.reference.isidentifier()):
-            message = f"expected a Python method of the model, or none; got {flow.reference!r}"
-            yield Finding((*keys, "reference"), message)
-        yield from _cut(flow, keys, draft)
-        yield from check_sqnr(flow.sqnr, (*keys, "sqnr"))
-        if not flow.steps:
-            yield Finding((*keys, "steps"), "expected at least one step")
-        wrong_steps = list(_forms(flow.steps, (*keys, "steps")))
-        yield from wrong_steps
-        if keys in draft.broken or wrong_steps:
-            continue
-        walk = Walk(draft, name, flow.cut)
+        spoilt = draft.spoilt.get(name, frozenset())
+        for finding in _flow(name, flow, spoilt, draft):
+            # Findings about steps name them by their number in the whole flow.
+            if finding.keys[0] == "steps" or not spoilt.intersection(finding.keys[2:3]):
+                yield finding
+
+
+def _flow(name: str, flow: FlowSpec, spoilt: frozenset[str], draft: Draft) -> Findings:
+    keys: Keys = ("flow", name)
+    if not name:
+        yield Finding(keys, "expected a name, got the empty text", at_key=True)
+    if not (flow.reference == "none" or flow.reference.isidentifier()):
+        message = f"expected a Python method of the model, or none; got {flow.reference!r}"
+        yield Finding((*keys, "reference"), message)
+    yield from _cut(flow, keys, draft)
+    yield from check_sqnr(flow.sqnr, (*keys, "sqnr"))
+    if not flow.steps:
+        yield Finding((*keys, "steps"), "expected at least one step")
+    if not flow.outputs:
+        yield Finding((*keys, "outputs"), "expected at least one output")
+    wrong_steps = list(_forms(flow.steps, (*keys, "steps")))
+    yield from wrong_steps
+    walk = Walk(draft, name, flow.cut)
+    if wrong_steps or spoilt & {"cut", "steps", "each"}:
         for number, step in enumerate(draft.steps[name]):
-            yield from walk.step(number, step.item)
-        yield from _outputs(flow, keys, walk)
-        if not walk.unseen:
-            yield from _unread(flow, keys, walk)
+            yield from walk.known(number, step.item)
+        return
+    for number, step in enumerate(draft.steps[name]):
+        yield from walk.step(number, step.item)
+    yield from _outputs(flow, keys, walk)
+    if not walk.unseen:
+        yield from _unread(flow, keys, walk)
 
 
 def _cut(flow: FlowSpec, keys: Keys, draft: Draft) -> Findings:
@@ -82,8 +94,6 @@ def _forms(steps: tuple[StepSpec, ...], keys: Keys) -> Iterator[Finding]:
 
 
 def _outputs(flow: FlowSpec, keys: Keys, walk: Walk) -> Findings:
-    if not flow.outputs:
-        yield Finding((*keys, "outputs"), "expected at least one output")
     met: set[str] = set()
     for number, output in enumerate(flow.outputs):
         here = (*keys, "outputs", number)

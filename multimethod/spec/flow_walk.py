@@ -46,17 +46,25 @@ class Walk:
 
     def step(self, number: int, step: StepSpec) -> Findings:
         keys: Keys = ("steps", self.flow, number)
-        assert step.run is not None
-        expanded = self.draft.methods.get(step.run)
-        method = expanded.item if expanded is not None else None
+        yield from self.known(number, step)
+        method = self._method(step)
         if method is not None:
             yield from self._names(step, method, keys)
-        elif not self.draft.lost("methods", step.run):
-            yield Finding((*keys, "run"), unknown("method", step.run, self.draft.methods))
         yield from self._reads(step, method, keys)
         for output, cache in step.append.items():
             self.caches.setdefault(cache, (*keys, "append", output))
         self._give(step, method)
+
+    def known(self, number: int, step: StepSpec) -> Findings:
+        """Whether there is the method that a step runs."""
+        assert step.run is not None
+        if self._method(step) is None and not self.draft.lost("methods", step.run):
+            message = unknown("method", step.run, self.draft.methods)
+            yield Finding(("steps", self.flow, number, "run"), message)
+
+    def _method(self, step: StepSpec) -> MethodSpec | None:
+        expanded = self.draft.methods.get(step.run or "")
+        return expanded.item if expanded is not None else None
 
     def _names(self, step: StepSpec, method: MethodSpec, keys: Keys) -> Findings:
         """The names on the method's side of `with`, `gives` and `append`, and those on the

@@ -96,7 +96,8 @@ def load_spec(path: str | Path, *, backends: Backends | None = None) -> SpecFile
 def _origins(made: Draft) -> dict[Keys, Origin]:
     """From where expanded things are named to where they stand in the file."""
     origins: dict[Keys, Origin] = {
-        ("methods", name): expanded.origin for name, expanded in made.methods.items()
+        **{("methods", left.name): left.origin for left in made.remains},
+        **{("methods", name): expanded.origin for name, expanded in made.methods.items()},
     }
     for flow, steps in made.steps.items():
         origins |= {("steps", flow, n): step.origin for n, step in enumerate(steps)}

@@ -18,12 +18,16 @@ from mmpack.multimethod.spec.structure import structure
 
 
 def method_options(
-    method: MethodSpec, keys: Keys, draft: Draft, backends: Mapping[str, Any], options: Any
+    method: MethodSpec,
+    keys: Keys,
+    draft: Draft,
+    backends: Mapping[str, Any],
+    options: Mapping[str, Any],
 ) -> tuple[Any, list[Finding]]:
     """A method's options, its own precision in the place of its target's; None, and what is wrong
-    with it, where the backend does not know that."""
+    with it, where the backend does not know that. options: those of the targets."""
     if method.precision is None:
-        return options, []
+        return options[method.target], []
     target = draft.spec.targets[method.target]
     record = backends[target.backend].Options
     here = (*keys, "precision")

@@ -7,7 +7,6 @@ own.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -75,23 +74,28 @@ def _dims(draft: Draft) -> Findings:
         keys = ("dims", name)
         if not name.isidentifier():
             yield Finding(keys, f"expected a name like kv_len, got {name!r}", at_key=True)
-        for end, message in itertools.islice(_wrong_dim(dim), 1):
+        for end, message in _wrong_dim(dim):
             yield Finding((*keys, end), message)
 
 
 def _wrong_dim(dim: Dim) -> Iterator[tuple[str, str]]:
-    """Why no size could be such a dim: the first reason counts, others may follow from it."""
+    """Why no size could be such a dim. What may only follow from something else is not told."""
+    wrong = {}
     if dim.min < 1:
-        yield "min", f"a size is at least 1, got {dim.min}"
+        wrong["min"] = f"a size is at least 1, got {dim.min}"
     if dim.max > LARGEST:
-        yield "max", f"a size is at most {LARGEST}, got {dim.max}"
-    if dim.max < dim.min:
-        yield "max", f"the maximum, {dim.max}, is below the minimum, {dim.min}"
+        wrong["max"] = f"a size is at most {LARGEST}, got {dim.max}"
     if dim.step < 1:
-        yield "step", f"a step is at least 1, got {dim.step}"
-    for end, size in (("min", dim.min), ("max", dim.max)):
-        if dim.step and size % dim.step:
-            yield end, f"{size} is not a multiple of the step, {dim.step}"
+        wrong["step"] = f"a step is at least 1, got {dim.step}"
+    if not wrong and dim.max < dim.min:
+        wrong["max"] = f"the maximum, {dim.max}, is below the minimum, {dim.min}"
+    if not wrong:
+        ends = {"min": dim.min, "max": dim.max}
+        odd = {end: size for end, size in ends.items() if size % dim.step}
+        wrong = {
+            end: f"{size} is not a multiple of the step, {dim.step}" for end, size in odd.items()
+        }
+    yield from wrong.items()
 
 
 def _targets(draft: Draft, backends: Mapping[str, Any], options: dict[str, Any]) -> Findings:

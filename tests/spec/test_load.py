@@ -172,6 +172,85 @@ def test_ten_mistakes_at_once(base: str, load: Load) -> None:
     ]
 
 
+def said_of(text: str, load: Load) -> list[tuple[int, str]]:
+    with pytest.raises(SpecError) as raised:
+        load(text)
+    return [(m.line, m.where) for m in raised.value.mistakes]  # type: ignore[attr-defined]
+
+
+def test_a_mistake_in_a_method_hides_none_beside_it(load: Load) -> None:
+    text = """\
+mmpack: 1
+model: {factory: model.py:make}
+targets: {cpu: {backend: cpu}, acc: {backend: npu, soc: a1}}
+sample: {x: [1]}
+methods:
+  forward: {module: "", target: cpuu, inputs: capturd, outputs: [y, y], call: "a b"}
+  matmul: {target: plan, inputs: {a: [mm, 64], b: [64, 0]}, tolerance: x, sqnr: -1}
+  "m.{i}": {each: 3, module: "{i}", target: "t{i}", wrapper: model.py:None, precision: 1}
+  "n.{i}": {each: {i: 0..1}, module: a, target: no, args: {"not a name": 1}, axes: 4}
+  "o.{i}": {each: {i: 0..1}, module: "{j}", target: "{i}", outputs: 7, precision: high}
+  "p.{i}": {each: {i: 0..1}, module: a, target: acc, outputs: 7, precision: high}
+  max_len: {module: a, target: cpu, outputs: {}}
+constants: {max_len: 3}
+"""
+    wrong = [
+        *((6, f"methods.forward.{field}") for field in ("target", "inputs", "outputs[1]", "call")),
+        (7, "methods.matmul"),
+        *((7, f"methods.matmul.{field}") for field in ("target", "inputs.a[0]", "inputs.b[1]")),
+        *((7, f"methods.matmul.{field}") for field in ("tolerance", "sqnr")),
+        *((8, f"methods.m.{{i}}.{field}") for field in ("each", "wrapper", "precision")),
+        *((9, f"methods.n.{{i}}.{field}") for field in ("target", "args.not a name", "axes")),
+        *((10, f"methods.o.{{i}}.{field}") for field in ("module", "outputs")),
+        *((11, f"methods.p.{{i}}.{field}") for field in ("outputs", "precision")),
+        (12, "methods.max_len"),
+        (12, "methods.max_len.outputs"),
+    ]
+    assert sorted(said_of(text, load)) == sorted(wrong)
+
+
+def test_a_mistake_in_a_flow_hides_none_beside_it(base: str, load: Load) -> None:
+    flow = base[base.index("flow:") : base.index("constants:")]
+    wrong = """\
+flow:
+  measured:
+    cut: {tokens: chnk}
+    sqnr: abc
+    reference: "a b"
+    steps: [embd, head]
+    outputs: [logits]
+  stepped:
+    cut: {tokens: chunk}
+    steps: [{run: 3}, embd, {each: {i: 0..1}, steps: ["layers.{i}.qvk"]}]
+    outputs: 5
+  unrolled:
+    cut: {tokens: chunk}
+    steps: ["layers.{i}.qkv", hed]
+    outputs: []
+"""
+    at = base.index("flow:")
+    first = base[:at].count("\n") + 1
+    assert said_of(base.replace(flow, wrong), load) == [
+        (first + 2, "flow.measured.cut.tokens"),
+        (first + 3, "flow.measured.sqnr"),
+        (first + 4, "flow.measured.reference"),
+        (first + 5, "flow.measured.steps[0]"),
+        (first + 9, "flow.stepped.steps[0].run"),
+        (first + 9, "flow.stepped.steps[1]"),
+        (first + 9, "flow.stepped.steps[2].steps[0]"),
+        (first + 10, "flow.stepped.outputs"),
+        (first + 13, "flow.unrolled.steps[0]"),
+        (first + 13, "flow.unrolled.steps[1]"),
+        (first + 14, "flow.unrolled.outputs"),
+    ]
+
+
+def test_a_dim_is_told_all_that_is_wrong_with_it(base: str, load: Load) -> None:
+    text = base.replace("  chunk: 32\n", "  chunk: {min: 0, max: 9999999999, step: 0}\n")
+    where = [where for _, where in said_of(text, load) if where.startswith("dims")]
+    assert where == ["dims.chunk.min", "dims.chunk.max", "dims.chunk.step"]
+
+
 IMPORTS = """
 import sys
 from mmpack.multimethod.spec import load_spec
