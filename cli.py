@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from mmpack.multimethod.errors import MmpackError, OutputError
+from mmpack.multimethod.errors import MmpackError, OutputError, counted
 from mmpack.multimethod.report.quiet import quiet_libraries
 
 SPEC = click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
@@ -77,7 +77,8 @@ def main() -> None:
 @click.option(
     "--no-verify",
     is_flag=True,
-    help="Do not compare with eager PyTorch. The program's manifest will say so.",
+    help="Do not compare with eager PyTorch, nor take compiled methods from the cache, which only "
+    "that can vouch for. The program's manifest will say so.",
 )
 def build(spec: Path, output: Path | None, jobs: int, cache: Path | None, no_verify: bool) -> None:
     """Build the program that SPEC describes."""
@@ -101,7 +102,8 @@ def check(spec: Path, model: bool) -> None:
 
     found = check(spec, model=model)
     depth = "the spec and its model are right" if model else "the spec is right"
-    click.echo(f"{spec}: {len(found.methods)} methods, {len(found.steps)} flows; {depth}")
+    methods, flows = counted(len(found.methods), "method"), counted(len(found.steps), "flow")
+    click.echo(f"{spec}: {methods}, {flows}; {depth}")
 
 
 @main.command()
@@ -193,14 +195,17 @@ def link(
     names = _pairs(rename, "OLD=NEW")
     report = link(inputs, output, rename=names, shared=share, private=private)
     click.echo(
-        f"{output}: {len(report.manifest.methods)} methods, {size(report.size)}, "
+        f"{output}: {counted(len(report.manifest.methods), 'method')}, {size(report.size)}, "
         f"{size(report.saved)} saved by sharing"
     )
 
 
 @main.command()
 def doctor() -> None:
-    """Show what this machine can build and run, and what would change a "no"."""
+    """Show what this machine can build and run, and what would change a "no".
+
+    Exits with 1 if a package is missing or of a wrong version, or a backend that is here fails.
+    """
     from mmpack.multimethod.report.doctor import diagnose
 
     found = diagnose()

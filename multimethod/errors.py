@@ -107,3 +107,11 @@ def nearest(name: str, known: Iterable[str], *, shown: int = 8) -> str:
         return ""
     tail = f", … ({len(names)} in all)" if len(names) > shown else ""
     return "; known: " + ", ".join(names[:shown]) + tail
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """
+    >>> counted(1, "method"), counted(2, "axis", "axes")
+    ('1 method', '2 axes')
+    """
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"

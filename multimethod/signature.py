@@ -108,3 +108,10 @@ class Signature:
         takes = ", ".join(value.show(self.dims) for value in self.inputs)
         gives = ", ".join(value.show({}) for value in self.outputs)
         return f"{self.method}({takes}) -> ({gives})"
+
+
+def wrong_method_name(name: str) -> str | None:
+    """Why no method can be called that, or None."""
+    if name and name.isprintable() and not set(name) & set(" {}/\\"):
+        return None
+    return f"expected a name without spaces, slashes and braces, got {name!r}"

@@ -245,6 +245,12 @@ class TestRun:
         assert code == 11 and "none" in message
         assert list(tmp_path.iterdir()) == []
 
+    def test_an_output_of_another_kind_is_refused(self, toy: Path, tmp_path: Path) -> None:
+        code, message = failing("run", toy, "add", "amount=random", "-o", tmp_path / "out.npy")
+        assert code == 11
+        assert message == f"{tmp_path / 'out.npy'}: expected a name that ends with .safetensors"
+        assert list(tmp_path.iterdir()) == []
+
 
 class TestVerify:
     def test_a_program_that_agrees_with_its_model(self, toy: Path, toy_spec: Path) -> None:

@@ -28,7 +28,7 @@ from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.quantize import Plan, content_of, make_plan
 from mmpack.multimethod.compile.state import State, Touched
 from mmpack.multimethod.compile.unit import Unit
-from mmpack.multimethod.errors import CompileError, OutputError
+from mmpack.multimethod.errors import CompileError, OutputError, counted
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
@@ -202,6 +202,6 @@ def _require_all(answers: list[Answer]) -> None:
         return
     kept = len(answers) - len(failed)
     if kept:
-        failed.append(f"the other {kept} compiled methods are kept in the cache")
+        failed.append(f"{counted(kept, 'other compiled method')} kept in the cache")
     kind = OutputError if any(answer.unwritten for answer in answers) else CompileError
     raise kind("\n".join(failed))

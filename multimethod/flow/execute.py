@@ -16,7 +16,7 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
-from mmpack.multimethod.errors import FlowError, nearest
+from mmpack.multimethod.errors import FlowError, counted, nearest
 from mmpack.multimethod.flow.plan import CacheSpec, Cut, Plan
 from mmpack.multimethod.spec.flow_walk import POSITIONS
 
@@ -128,7 +128,7 @@ class Flow:
     def _bind(self, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> dict[str, Tensor]:
         names = list(self.plan.cuts)
         if len(args) > len(names):
-            raise self._error(f"takes {len(names)} inputs, got {len(args)}")
+            raise self._error(f"takes {counted(len(names), 'input')}, got {len(args)}")
         bound = dict(zip(names, args, strict=False))
         for name in bound.keys() & kwargs.keys():
             raise self._error(f"input {name!r} was given twice")

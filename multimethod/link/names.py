@@ -10,6 +10,7 @@ from pathlib import Path
 from mmpack.multimethod.errors import LinkError, nearest
 from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.link.schema import ExecutionPlan
+from mmpack.multimethod.signature import wrong_method_name
 
 NAMES_ITS_GRAPH = ("QnnBackend", "CoreMLBackend")
 """Backends that look their graph up by the method's name: such a method cannot be renamed."""
@@ -29,8 +30,8 @@ def file_labels(paths: Sequence[Path]) -> list[str]:
 def method_names(
     files: Sequence[PteFile], rename: Mapping[str, str], constants: Iterable[str] = ()
 ) -> list[dict[str, str]]:
-    """Per file: old name -> new name. LinkError that tells all names that two methods have, all
-    renames of nothing, and files that are given twice.
+    """Per file: old name -> new name. LinkError that tells all names that two methods have and
+    all renames of nothing; or, before that, files that are given twice.
 
     rename: "method", which renames it in every file that has it, or "file.pte:method", where
     the file is its path as given, its last part, or its label.
@@ -39,6 +40,8 @@ def method_names(
     made: list[dict[str, str]] = []
     times = Counter(file.path for file in files)
     wrong = [f"{path}: is given {count} times" for path, count in times.items() if count > 1]
+    if wrong:
+        raise LinkError("\n".join(wrong))
     owners: dict[str, list[tuple[PteFile, str, ExecutionPlan]]] = {}
     labels = file_labels([file.path for file in files])
     for file, label in zip(files, labels, strict=True):
@@ -49,8 +52,8 @@ def method_names(
             keys = [way for way in ways if way in rename]
             used.update(keys)
             new = rename[keys[0]] if keys else old
-            if not new or "\0" in new:
-                wrong.append(f"{file.path}: method {old!r} cannot be renamed to {new!r}")
+            if new != old and (message := wrong_method_name(new)):
+                wrong.append(f"{file.path}: method {old!r} cannot be renamed: {message}")
             if new != old and (backend := _bound(plan)):
                 wrong.append(
                     f"{file.path}: method {old!r} cannot be renamed: its {backend} delegate finds "
@@ -90,7 +93,7 @@ def _clash(
     if not free:
         return told + "their delegates find their graphs by that name: lower one under another"
     file, key = free[0]
-    new = f"{file.path.stem}_{name}"
+    new = "".join(c if wrong_method_name(c) is None else "_" for c in f"{file.path.stem}_{name}")
     while new in taken:
         new += "_"
     taken.add(new)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from mmpack.multimethod.errors import OutputError
 from mmpack.multimethod.flow.program import load
 from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.runtime.values import read_inputs
@@ -26,6 +27,8 @@ def call_method(
     output: also write the outputs there, as safetensors by name.
     """
     if output is not None:
+        if output.suffix != ".safetensors":
+            raise OutputError(f"{output}: expected a name that ends with .safetensors")
         refuse_overwriting(output, [path, *(text.partition("=")[2] for text in inputs)])
     program = load(path)
     signature = program.signature(method)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import cattrs
 from attrs import field, frozen
 
+from mmpack.multimethod.errors import counted
 from mmpack.multimethod.link import (
     Manifest,
     PteFile,
@@ -149,7 +151,7 @@ def _lines(seen: Inspection) -> list[str]:
     from mmpack.multimethod.report.tables import size
 
     made = f", made by mmpack {seen.provenance['mmpack']}" if seen.provenance else ""
-    lines = [f"{seen.path}: {size(seen.size)}, {len(seen.methods)} methods{made}", ""]
+    lines = [f"{seen.path}: {size(seen.size)}, {counted(len(seen.methods), 'method')}{made}", ""]
     for method in seen.methods.values():
         lines.append(str(method.signature))
         target = [f"target {method.target}"] if method.target else []
@@ -165,6 +167,7 @@ def _lines(seen: Inspection) -> list[str]:
         lines += _heads(method)
         arenas = " + ".join(size(arena) for arena in method.arenas if arena) or "none"
         checked = f", max error {method.error:.1e}" if method.error is not None else ""
+        checked += ", not verified" if method.target and not method.verified else ""
         checked += f", SQNR {method.sqnr:.1f} dB" if method.sqnr is not None else ""
         for kind, name, scales in method.scales:
             told = "; ".join(
@@ -192,22 +195,36 @@ def _lines(seen: Inspection) -> list[str]:
     lines += [
         "",
         f"constant data {size(seen.constant_data)}, named data {size(blobs)} in "
-        f"{len(seen.named)} blobs, {size(seen.shared)} saved by sharing",
+        f"{counted(len(seen.named), 'blob')}, {size(seen.shared)} saved by sharing",
     ]
-    shown = {"mmpack", "flows"}
-    lines += [f"  {key}: {value}" for key, value in seen.provenance.items() if key not in shown]
+    lines += _provenance(seen.provenance)
     lines.append(
         "the checksum is right" if seen.checksum else "no checksum: mmpack did not make this file"
     )
     return lines
 
 
+def _provenance(told: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each thing that is told of where a program is from; of a linked one, of where
+    each of its files is."""
+    for key, value in told.items():
+        if key in ("mmpack", "flows"):
+            continue  # shown elsewhere
+        if isinstance(value, dict):
+            yield f"  {key}"
+            yield from (f"    {k}: {v}" for k, v in value.items() if k != "flows")
+        else:
+            yield f"  {key}: {value}"
+
+
 def _agreement(seen: Inspection, flow: str) -> str:
-    """How far a flow was from the model when it was built, if that is told."""
+    """How far a flow was from the model when it was built, if that is told: by the program, or by
+    the file that brought the flow when it was linked."""
     from mmpack.multimethod.report.tables import agreement
 
-    flows = seen.provenance.get("flows")
-    found = flows.get(flow) if isinstance(flows, dict) else None
+    told = [seen.provenance, *seen.provenance.values()]
+    flows = [t["flows"] for t in told if isinstance(t, dict) and isinstance(t.get("flows"), dict)]
+    found = next((f[flow] for f in flows if flow in f), None)
     if isinstance(found, dict):
         found = agreement(_number(found.get("error")), _number(found.get("sqnr")))
     return f": {found}" if found and isinstance(found, str) else ""

@@ -10,6 +10,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.markup import escape
 from rich.table import Table
 
+from mmpack.multimethod.errors import counted
 from mmpack.multimethod.signature import ValueSpec
 
 if TYPE_CHECKING:
@@ -157,7 +158,7 @@ def build_summary(report: BuildReport) -> str:
     dims = dims_line(report)
     lines = [dims] if dims else []
     lines += [
-        f"{report.output}: {total} methods ({compiled}), {size(report.link.size)}, "
+        f"{report.output}: {counted(total, 'method')} ({compiled}), {size(report.link.size)}, "
         f"{size(report.link.saved)} saved by sharing",
     ]
     lines += [method.note for method in report.methods if method.note is not None]

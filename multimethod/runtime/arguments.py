@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, strided
 
-from mmpack.multimethod.errors import CallError, nearest
+from mmpack.multimethod.errors import CallError, counted, nearest
 from mmpack.multimethod.signature import Signature, ValueSpec
 
 REMEMBERED = 4096
@@ -68,7 +68,7 @@ class Arguments:
             except KeyError:
                 pass  # said in words below
         if len(args) > self._count:
-            raise self._error(f"takes {self._count} inputs, got {len(args)}")
+            raise self._error(f"takes {counted(self._count, 'input')}, got {len(args)}")
         bound = dict(zip(self._names, args, strict=False))
         for name, value in kwargs.items():
             if name not in self._names:
@@ -79,7 +79,7 @@ class Arguments:
         missing = [name for name in self._names if name not in bound]
         if missing:
             raise self._error(
-                f"takes {self._count} inputs, got {len(bound)}: "
+                f"takes {counted(self._count, 'input')}, got {len(bound)}: "
                 f"missing {', '.join(map(repr, missing))}"
             )
         return [bound[name] for name in self._names]
@@ -126,7 +126,7 @@ class Arguments:
         got = list(shape)
         if len(spec.shape) != len(got):
             raise self._error(
-                f"expected {len(spec.shape)} axes, "
+                f"expected {counted(len(spec.shape), 'axis', 'axes')}, "
                 f"{spec.show(self.signature.dims).partition(': ')[2]}, got {len(got)}: {got}",
                 spec,
             )

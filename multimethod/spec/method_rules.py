@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpack.multimethod.signature import Dim
+from mmpack.multimethod.signature import Dim, wrong_method_name
 from mmpack.multimethod.spec.input_rules import (
     check_inputs,
     wrong_dim_name,
@@ -108,8 +108,7 @@ def _of_target(
 
 
 def _name(name: str, keys: Keys, draft: Draft) -> Findings:
-    if not name or not name.isprintable() or set(name) & set(" {}/\\"):
-        message = f"expected a name without spaces, slashes and braces, got {name!r}"
+    if message := wrong_method_name(name):
         yield Finding(keys, message, at_key=True)
     if name in draft.spec.constants:
         yield Finding(keys, f"a constant is called {name!r} too", at_key=True)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import attrs
 
 from mmpack.multimethod.compile.unit import Unit
-from mmpack.multimethod.errors import VerifyError
+from mmpack.multimethod.errors import VerifyError, nearest
 from mmpack.multimethod.flow.plan import expanded_flows
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.plain import PLAIN
@@ -21,7 +21,9 @@ def require_same(program: Program, spec_file: SpecFile, units: Mapping[str, Unit
     that the spec says."""
     missing = [name for name in units if name not in program]
     if missing:
-        raise VerifyError(f"{program.path} has no method {', '.join(map(repr, missing))}")
+        others = [n for n in program if n not in units and n not in program.constants]
+        hint = nearest(missing[0] if len(missing) == 1 else "", others)
+        raise VerifyError(f"{program.path} has no method {', '.join(map(repr, missing))}{hint}")
     extra = [name for name in program if name not in units and name not in program.constants]
     if extra:
         raise VerifyError(

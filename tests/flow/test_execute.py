@@ -197,7 +197,7 @@ def test_a_slice_is_as_good_as_a_tensor_of_its_own(made: tuple[Program, Eager]) 
     ("args", "kwargs", "says"),
     [
         ((), {}, "needs 'x'"),
-        ((rows(2), rows(2)), {}, "takes 1 inputs, got 2"),
+        ((rows(2), rows(2)), {}, "takes 1 input, got 2"),
         ((), {"xx": rows(2)}, "has no input 'xx'; did you mean 'x'?"),
         ((rows(2),), {"x": rows(2)}, "input 'x' was given twice"),
         ((rows(2)[0],), {}, "input 'x' must have 3 axes, got [2, 3]"),

@@ -251,8 +251,19 @@ def test_all_clashes_of_names_are_told_with_what_solves_them(
 
 
 def test_a_file_that_is_given_twice(pte: Pte, tmp_path: Path) -> None:
-    with pytest.raises(LinkError, match=r"mlp\.pte: is given 2 times"):
+    with pytest.raises(LinkError) as error:
         link([pte("mlp"), pte("mlp")], tmp_path / "x.pte")
+    assert str(error.value) == f"{pte('mlp')}: is given 2 times"
+
+
+@pytest.mark.parametrize("new", ["", "a b", "a/b", "{i}", "a\n"])
+def test_a_name_that_no_spec_could_give(pte: Pte, tmp_path: Path, new: str) -> None:
+    with pytest.raises(LinkError) as error:
+        link([pte("mlp")], tmp_path / "x.pte", rename={"forward": new})
+    assert str(error.value) == (
+        f"{pte('mlp')}: method 'forward' cannot be renamed: expected a name without spaces, "
+        f"slashes and braces, got {new!r}"
+    )
 
 
 def test_the_rename_of_one_file_goes_before_that_of_all(pte: Pte, tmp_path: Path) -> None:

@@ -150,6 +150,33 @@ def test_flows_are_shown_with_what_was_measured(toy: Path) -> None:
     assert "flows" not in text
 
 
+def test_what_was_not_verified_says_so(toy: Path) -> None:
+    seen = inspect(toy)
+    view = attrs.evolve(seen.methods["add"], error=None, verified=False)
+    seen = attrs.evolve(seen, methods={**seen.methods, "add": view})
+    assert [line for line in str(seen).splitlines() if "not verified" in line] == [
+        line.partition(", max error")[0] + ", not verified"
+        for line in str(inspect(toy)).splitlines()
+        if "arenas 64 B + 48 B" in line
+    ][:1]
+
+
+def test_a_linked_program_says_where_each_file_is_from(toy: Path, tmp_path: Path) -> None:
+    link([toy], tmp_path / "linked.pte")
+    seen = inspect(tmp_path / "linked.pte")
+    told = seen.provenance["toy.pte"]
+    assert told["spec"] == "toy.yaml"
+    seen = attrs.evolve(
+        seen,
+        flow={"prefill": {}},
+        provenance={"mmpack": "0", "toy.pte": {**told, "flows": {"prefill": {"error": 0.5}}}},
+    )
+    text = str(seen)
+    assert "\n  toy.pte\n" in text and "\n    spec: toy.yaml\n" in text
+    assert "\nflow prefill: max error 5.0e-01\n" in text
+    assert "{" not in text
+
+
 @pytest.mark.parametrize(
     ("flows", "told"),
     [

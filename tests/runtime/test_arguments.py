@@ -70,7 +70,7 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "rank of a scalar": (
         lambda: {"start": torch.tensor(1)},
-        "input 'start': expected 1 axes, int64[heads=1..3], got 0: []",
+        "input 'start': expected 1 axis, int64[heads=1..3], got 0: []",
     ),
     "fixed size": (
         lambda: {"q": torch.zeros(1, 2, 5)},
