@@ -201,9 +201,12 @@ def link(
 @main.command()
 def doctor() -> None:
     """Show what this machine can build and run, and what would change a "no"."""
+    from rich.console import Console
+
     from mmpack.multimethod.report.doctor import diagnose
 
-    found = diagnose()
+    with Console(stderr=True).status("trying what is here, some ten seconds"):
+        found = diagnose()
     click.echo(str(found))
     sys.exit(0 if found.healthy else 1)
 
