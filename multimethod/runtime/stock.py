@@ -8,6 +8,7 @@ memory id 2 in every method.
 from __future__ import annotations
 
 import atexit
+import gc
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -150,7 +151,13 @@ def _runtime() -> Runtime:
 def _loaded(what: str, load: Callable[[], T], backends: Sequence[type[Backend]] = ()) -> T:
     with caught() as printed:
         try:
-            return load()
+            try:
+                return load()
+            except RuntimeError:
+                if not any(backend.full(printed()) for backend in backends):
+                    raise
+                gc.collect()  # programs that nobody refers to any more may hold the room
+                return load()
         except RuntimeError as error:
             for backend in backends:
                 if (full := backend.full(printed())) is not None:

@@ -25,7 +25,7 @@ def test_six_graphs_of_five_methods_are_counted(
 
 
 FILL = """
-import sys, torch
+import gc, sys, torch
 from mmpack.multimethod import ExecutionError, load, verify
 from mmpack.multimethod.link import PteFile
 from mmpack.multimethod.link.extents import delegate_extents
@@ -62,6 +62,16 @@ assert torch.equal(first.run_method("mlp", x).y, expected)
 for name in ("mlp", "split"):
     first.unload(name)
 verify(path, spec)
+
+# Programs that nobody refers to any more make room, be they collected or not.
+for name in ("mlp", "split"):
+    first[name].prepare()
+gc.disable()
+programs.clear()
+del first
+again = load(path, mmap=True)
+for name in names:
+    again[name].prepare()
 """
 
 
