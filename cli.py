@@ -206,9 +206,12 @@ def doctor() -> None:
 
     Exits with 1 if a package is missing or of a wrong version, or a backend that is here fails.
     """
+    from rich.console import Console
+
     from mmpack.multimethod.report.doctor import diagnose
 
-    found = diagnose()
+    with Console(stderr=True).status("trying what is here, some ten seconds"):
+        found = diagnose()
     click.echo(str(found))
     sys.exit(0 if found.healthy else 1)
 

@@ -20,6 +20,7 @@ from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
 from mmpack.multimethod.driver.records import BuildReport, link_parts, row
+from mmpack.multimethod.driver.room import require_room_for_methods, require_room_for_objects
 from mmpack.multimethod.errors import OutputError, TargetError
 from mmpack.multimethod.flow.program import load
 from mmpack.multimethod.outputs import refuse_overwriting
@@ -56,6 +57,8 @@ def build(
     _require_writable(target)
     refuse_overwriting(target, _sources(spec_file))
     _require_backends(spec_file)
+    if verify:
+        require_room_for_methods(spec_file)
     with Cache(Path(cache) if cache is not None else None) as store:
         made, prints = _examined(spec_file, store, verify)
         model, units = made.model, made.units
@@ -97,6 +100,7 @@ def _examined(spec_file: SpecFile, store: Cache, verify: bool) -> tuple[Examined
 def _verify(parts: Parts, model: nn.Module, target: Path, progress: Progress) -> Verified:
     """Link the parts beside the target and run them. What is shipped is linked once more, since
     its manifest holds the errors that are measured here."""
+    require_room_for_objects(parts)
     with _scratch_beside(target) as folder:
         path = folder / target.name
         progress.stage("link", 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from attrs import evolve, frozen
 
@@ -72,19 +73,21 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Look at this machine. Imports torch and executorch, if they are there, and has backends
-    that are not a part of ExecuTorch compile and run a small graph, some ten seconds for each."""
+    """Look at this machine. Imports torch and executorch, if they are there, and meanwhile has
+    backends that are not a part of ExecuTorch compile and run a small graph, some ten seconds."""
     versions = {name: installed(name) for name in PACKAGES}
     wrong = {name: f"pip install {name}" for name, version in versions.items() if version is None}
     for name in SUPPORTED:
         if not is_supported(name):
             wrong[name] = f"pip install '{requirement(name)}'"
-    backends = {name: _available(backend) for name, backend in BACKENDS.items()}
-    proofs = {
-        name: prove(name, BACKENDS[name].proof)
-        for name, found in backends.items()
-        if BACKENDS[name].external and found.builds and found.runs
-    }
+    with ThreadPoolExecutor() as pool:  # a proof is a process of its own
+        backends, proving = {}, {}
+        for name, backend in sorted(BACKENDS.items(), key=lambda item: not item[1].external):
+            found = backends[name] = _available(backend)
+            if backend.external and found.builds and found.runs:
+                proving[name] = pool.submit(prove, name, backend.proof)
+        runtime = _registered()
+        proofs = {name: proof.result() for name, proof in proving.items()}
     for name, proof in proofs.items():
         if proof.failure is not None:
             backends[name] = evolve(backends[name], builds=False, runs=False)
@@ -92,10 +95,10 @@ def diagnose() -> Diagnosis:
         machine=f"Python {platform.python_version()} on {platform.platform()}, {sys.executable}",
         versions=versions,
         wrong=wrong,
-        backends=backends,
+        backends={name: backends[name] for name in BACKENDS},
         optional=frozenset(name for name, backend in BACKENDS.items() if backend.external),
         proofs=proofs,
-        runtime=_registered(),
+        runtime=runtime,
         compiler=shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
     )
 

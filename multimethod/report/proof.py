@@ -1,42 +1,25 @@
-"""Does a backend work? One small graph is compiled and run, as a build would do it, in a process of
-its own: libraries that crash, hang or print do no harm here."""
+"""Does a backend work? One small graph is compiled and run in a process of its own: libraries that
+crash, hang or print do no harm here."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
+from mmpack.multimethod.targets import BACKENDS
+
 LONGEST = 300.0
 """Seconds until a proof is given up."""
-MODEL = """\
-import torch
-
-def make():
-    torch.manual_seed(0)
-    return torch.nn.Linear(32, 32)
-"""
-SPEC = """\
-mmpack: 1
-model: {{factory: model.py:make}}
-targets: {{proof: {target}}}
-methods: {{linear: {{module: ".", target: proof, inputs: {{input: [1, 32]}}}}}}
-"""
-CHILD = """\
-import sys
-from mmpack.multimethod import MmpackError, build
-try:
-    build("spec.yaml", "proof.pte", cache="cache")  # which runs it beside eager PyTorch
-except MmpackError as error:
-    sys.exit(str(error))
-"""
+COMMAND = (sys.executable, "-P", "-W", "ignore", "-m", "mmpack.multimethod.report.small_graph")
+"""-P: what lies in the working directory is not to be imported."""
 
 
 @frozen
@@ -54,15 +37,15 @@ class Proof:
 
 def prove(backend: str, options: Mapping[str, Any]) -> Proof:
     """Compile and run one linear layer on a backend, and compare it with eager PyTorch."""
+    target = BACKENDS[backend]
+    environment = target.environment(target.options(options))
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mmpack-proof-") as folder:
-        target = json.dumps({"backend": backend, **options})
-        (Path(folder) / "model.py").write_text(MODEL)
-        (Path(folder) / "spec.yaml").write_text(SPEC.format(target=target))
         try:
             done = subprocess.run(
-                [sys.executable, "-P", "-c", CHILD],
+                [*COMMAND, backend, json.dumps(dict(options))],
                 cwd=folder,
+                env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -74,6 +57,7 @@ def prove(backend: str, options: Mapping[str, Any]) -> Proof:
     seconds = time.monotonic() - began
     if done.returncode == 0:
         return Proof(seconds, None)
+    if done.stdout:  # in its own words
+        return Proof(seconds, done.stdout.strip())
     said = done.stderr.strip().splitlines() or ["nothing was printed"]
-    how = "" if done.returncode == 1 else f"exit code {done.returncode}: "
-    return Proof(seconds, how + "\n    ".join(said[-8:]))
+    return Proof(seconds, f"exit code {done.returncode}: " + "\n    ".join(said[-8:]))

@@ -9,6 +9,7 @@ from attrs import frozen
 from mmpack.multimethod.link import Manifest, PteFile, foreign_signature
 from mmpack.multimethod.link.schema import ExecutionPlan, Tensor
 from mmpack.multimethod.link.state_find import STATE
+from mmpack.multimethod.link.state_tensors import state_tensors
 from mmpack.multimethod.signature import Signature
 
 _CHANNELS_LAST = ((0, 2, 3, 1), (0, 2, 3, 4, 1))
@@ -17,12 +18,14 @@ _CHANNELS_LAST = ((0, 2, 3, 1), (0, 2, 3, 4, 1))
 @frozen
 class Facts:
     """One method. backends: those that it has delegates for; stateful: it uses memory that
-    outlives a call; channels_last: positions of inputs whose memory is laid out that way, which
-    the runtime takes for granted; ranges: input -> least and largest integer it was tested with."""
+    outlives a call; keeps: it has state, there or elsewhere; channels_last: positions of inputs
+    whose memory is laid out that way, which the runtime takes for granted; ranges: input -> least
+    and largest integer it was tested with."""
 
     signature: Signature
     backends: tuple[str, ...]
     stateful: bool
+    keeps: bool
     channels_last: frozenset[int]
     ranges: Mapping[str, tuple[int, int]]
 
@@ -33,11 +36,13 @@ def read_facts(file: PteFile, manifest: Manifest | None) -> dict[str, Facts]:
     facts = {}
     for plan in file.plans:
         name = plan.name or ""
+        stateful = any((plan.non_const_buffer_sizes or ())[STATE:])
         record = manifest.methods.get(name) if manifest is not None else None
         facts[name] = Facts(
             signature=record.signature if record is not None else foreign_signature(file, name),
             backends=tuple(dict.fromkeys(d.id or "" for d in plan.delegates or ())),
-            stateful=any((plan.non_const_buffer_sizes or ())[STATE:]),
+            stateful=stateful,
+            keeps=stateful or bool(state_tensors(plan)),
             channels_last=_channels_last(plan),
             ranges=record.extra.get("ranges", {}) if record is not None else {},
         )

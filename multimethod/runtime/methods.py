@@ -131,6 +131,14 @@ class Methods:
             raise self._unknown(name)
         return method(*args, **kwargs)
 
+    def unload(self, name: str) -> None:
+        """Free what a method takes while it is loaded; its next call loads it anew. One that keeps
+        state stays, since that would be lost. Raises CallError if there is no such method."""
+        method = self[name]
+        if not self._facts[name].keeps:
+            method.forget()
+            self._engine.unload(name)
+
     def reset(self) -> None:
         """Put every state buffer back to its initial value, by loading anew what was loaded
         first, whatever has become of the file."""

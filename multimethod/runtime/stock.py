@@ -8,6 +8,7 @@ memory id 2 in every method.
 from __future__ import annotations
 
 import atexit
+import gc
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ class StockEngine:
             self._contexts: Contexts = {} if own is not None else contexts
             _living.add(self)
         self._talks = False
-        self._methods: list[Method] = []
+        self._methods: dict[str, Method] = {}
+        self._backends: dict[str, Sequence[str]] = {}
         self._program = _loaded(
             str(image.source), lambda: _runtime().load_program(own or image.path)
         )
@@ -63,19 +65,31 @@ class StockEngine:
                 f"{name}: this runtime has no {' and no '.join(missing)} (it has: {known}); "
                 "`mmpack doctor` says what would change that"
             )
-        method = _loaded(name, lambda: self._prepared(name, backends))
-        self._methods.append(method)
+        method = _loaded(name, lambda: self._prepared(name, backends), _external(backends))
+        self._methods[name] = method
+        self._backends[name] = backends
         return method.execute  # type: ignore[no-any-return]
+
+    def unload(self, name: str) -> None:
+        """Free what ExecuTorch holds for one method, if it is loaded. Calling it afterwards is an
+        error."""
+        method = self._methods.pop(name, None)
+        if method is not None:
+            with caught() if self._talks else nullcontext():
+                method._method = None
+                self._program._methods[name] = None
+            del self._backends[name]
 
     def release(self) -> None:
         """Free what ExecuTorch holds for this program, its methods' memory with it. Calling one
         of them afterwards is an error."""
         with caught() if self._talks else nullcontext():
-            for method in self._methods:
+            for method in self._methods.values():
                 method._method = None
             self._program._program = None
             self._program._methods.clear()
         self._contexts = {}
+        self._backends.clear()
 
     def __del__(self) -> None:
         if not sys.is_finalizing() and hasattr(self, "_program"):
@@ -120,6 +134,12 @@ def _external(backends: Sequence[str]) -> list[type[Backend]]:
     return [b for b in BACKENDS.values() if b.external and b.delegate in backends]
 
 
+def _count_loaded(backend: type[Backend]) -> int:
+    """How many methods with a delegate of this backend the process has loaded."""
+    loaded = [used for engine in list(_living) for used in engine._backends.values()]
+    return sum(backend.delegate in used for used in loaded)
+
+
 @cache
 def _runtime() -> Runtime:
     """The runtime, with its thread pool made. Whatever made that later, in the middle of some
@@ -128,10 +148,22 @@ def _runtime() -> Runtime:
     return Runtime.get()
 
 
-def _loaded(what: str, load: Callable[[], T]) -> T:
+def _loaded(what: str, load: Callable[[], T], backends: Sequence[type[Backend]] = ()) -> T:
     with caught() as printed:
         try:
-            return load()
+            try:
+                return load()
+            except RuntimeError:
+                if not any(backend.full(printed()) for backend in backends):
+                    raise
+                gc.collect()  # programs that nobody refers to any more may hold the room
+                return load()
         except RuntimeError as error:
+            for backend in backends:
+                if (full := backend.full(printed())) is not None:
+                    raise ExecutionError(
+                        f"{what}: {full}; {_count_loaded(backend)} methods are loaded: free some "
+                        "(`program.unload(name)`), or run them in several processes"
+                    ) from error
             reason = "\n  ".join([with_names(str(error)), *printed().splitlines()])
             raise ExecutionError(f"{what}: ExecuTorch does not load it: {reason}") from error

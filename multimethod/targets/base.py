@@ -63,6 +63,9 @@ class Backend(ABC):
     external: ClassVar[bool] = False
     """Whether its libraries are not a part of ExecuTorch. Then a healthy machine may do without
     it, `prepare_runtime` brings them, and they print what they please."""
+    room: ClassVar[int | None] = None
+    """Bytes that all its graphs which one process of this machine has loaded can take together;
+    None if memory alone limits them."""
     proof: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     """Options for the small graph with which `mmpack doctor` proves an external backend."""
 
@@ -116,6 +119,17 @@ class Backend(ABC):
         """Which bytes of a delegate's data, of which `head` is the beginning, the runtime knows
         it by: it makes one context of all data in the process that have the same there, and
         destroys it with the first of them. None if every load makes its own."""
+        return None
+
+    @classmethod
+    def takes(cls, data: int) -> int:
+        """Bytes of `room` that a delegate takes of whose data there are so many."""
+        return data
+
+    @classmethod
+    def full(cls, printed: str) -> str | None:
+        """What to say if a method was not loaded since `room` is taken, which is told by what the
+        backend's libraries printed; None if it was for another reason."""
         return None
 
     @classmethod

@@ -23,6 +23,7 @@ from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
 from mmpack.multimethod.targets.base import Availability, Backend, Refusal, in_blocks
 from mmpack.multimethod.targets.qnn_heads import wants_conversion, watched
+from mmpack.multimethod.targets.qnn_room import ROOM, full, takes
 from mmpack.multimethod.targets.qnn_sdk import NEEDED, NoSdk, Sdk, find_sdk
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Qnn(Backend):
     Options = Options
     delegate = "QnnBackend"
     external = True
+    room = ROOM
     proof = MappingProxyType({"soc": "SM8750"})
 
     @classmethod
@@ -163,6 +165,14 @@ class Qnn(Backend):
     @classmethod
     def identity(cls, head: bytes) -> slice | None:
         return slice(4, 12) if head[:4] == MAGIC else None
+
+    @classmethod
+    def takes(cls, data: int) -> int:
+        return takes(data)
+
+    @classmethod
+    def full(cls, printed: str) -> str | None:
+        return full(printed)
 
     @classmethod
     def tolerance(cls, options: Any) -> float:

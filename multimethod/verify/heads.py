@@ -87,6 +87,8 @@ def compare_heads(
             got, expected = (program.run_method(name, *inputs) for program in programs)
             far = [difference(e, g) for e, g in zip(expected, got, strict=True)]
             apart = max(apart, *far)
+        for program in programs:
+            program.reset()  # frees what is loaded, here and now
         compared[name] = Compared(apart, plain.by_name[name].path.stat().st_size)
         if apart > APART:
             wrong.append(

@@ -39,7 +39,8 @@ def verify_methods(
     with a copy of their own) each method has its own values, all others go on from method to
     method, as in the program. If there is state, all methods are run a second time, so that one
     that reads comes after one that writes, whatever their order. The model's buffers are put back
-    afterwards.
+    afterwards. A method without state is loaded only while it is run, so that a program may be
+    larger than what there is memory for at once.
     """
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in private}
     own = {unit: {n: b.detach().clone() for n, b in buffers.items()} for unit in units}
@@ -59,6 +60,7 @@ def verify_methods(
                         found = _verify_method(program, unit, tolerance, seed=1 + again)
                     else:
                         found = _verify_quantized(program, unit, least, examples, seed=1 + again)
+                program.unload(unit.name)
                 own[unit.name] = {n: b.detach().clone() for n, b in buffers.items()}
                 checked[unit.name] = _worse(checked.get(unit.name, found), found)
                 if not again:

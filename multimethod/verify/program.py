@@ -59,7 +59,8 @@ def verify_program(
     examples: Examples = NO_EXAMPLES,
 ) -> Verified:
     """Run all of a program, method by method and flow by flow, beside its model. Quantized ones
-    are given `examples`. The program's state must be fresh."""
+    are given `examples`. The program's state must be fresh, and is so afterwards; at no time is
+    more of it loaded than a flow takes, or a method and those with state."""
     flows = spec_file.spec.flow
     progress.stage("verify", len(units) + len(flows))
     checked = verify_methods(program, units, model, private, progress, examples)
@@ -75,4 +76,5 @@ def verify_program(
         with spec_place(spec_file, ("flow", name)):
             results.append(verify_flow(flow, spec_file, units, model, tolerance, least, given))
         progress.done(f"flow {name}")
+    program.reset()
     return Verified(checked, tuple(results))

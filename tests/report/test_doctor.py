@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mmpack.multimethod import VerifyError
 from mmpack.multimethod.report import doctor, proof
 from mmpack.multimethod.report.proof import Proof, prove
+from mmpack.multimethod.report.small_graph import compile_and_run
 from mmpack.multimethod.targets import BACKENDS, Availability
 from mmpack.multimethod.targets.portable import Portable
 
@@ -109,18 +113,40 @@ def test_a_backend_that_works_is_proven_in_a_process_of_its_own() -> None:
     assert prove("portable", {}).failure is None
 
 
-def test_a_backend_that_does_not_is_not() -> None:
-    failure = prove("portable", {"colour": "red"}).failure
-    assert failure is not None and "targets.proof.colour: this key means nothing here" in failure
+def test_a_backend_that_is_further_off_than_it_may_be_does_not_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_and_run("portable", {}, tmp_path / "proof.pte")
+    monkeypatch.setattr(Portable, "tolerance", lambda options: -1.0)
+    with pytest.raises(VerifyError, match=r"off by \S+ from PyTorch's, allowed -1"):
+        compile_and_run("portable", {}, tmp_path / "proof.pte")
 
 
-def test_a_proof_that_dies_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "CHILD", "import os; os.kill(os.getpid(), 11)")
-    assert prove("portable", {}).failure == "exit code -11: nothing was printed"
+def child(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Have this run in the place of the small graph."""
+    monkeypatch.setattr(proof, "COMMAND", (sys.executable, "-c", code))
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("sys.stderr.write('chatter'); print('in words'); sys.exit(1)", "in words"),
+        ("raise KeyError('x')", "exit code 1: Traceback (most recent call last):\n    "),
+        ("os.kill(os.getpid(), 11)", "exit code -11: nothing was printed"),
+        (
+            "assert sys.argv[1:] == ['portable', '{}'], sys.argv; sys.exit(3)",
+            "exit code 3: nothing",
+        ),
+    ],
+)
+def test_a_proof_that_fails_says_how(monkeypatch: pytest.MonkeyPatch, code: str, told: str) -> None:
+    child(monkeypatch, f"import os, sys; {code}")
+    failure = prove("portable", {}).failure
+    assert failure is not None and failure.startswith(told) and "chatter" not in failure
 
 
 def test_a_proof_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proof, "CHILD", "import time; time.sleep(60)")
+    child(monkeypatch, "import time; time.sleep(60)")
     monkeypatch.setattr(proof, "LONGEST", 0.2)
     assert str(prove("portable", {})) == (
         "a small graph cannot be compiled and run: it took more than 0.2 s"

@@ -161,6 +161,30 @@ def test_signatures_read_like_a_function_s(program: Program, toy: Path) -> None:
     assert repr(program) == "\n  ".join([f"{toy}:", *SIGNATURES])
 
 
+def test_a_method_that_was_unloaded_is_loaded_again_by_its_next_call(
+    foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, loaded = load(foreign), []
+    stock = program._engine.method
+    monkeypatch.setattr(
+        program._engine,
+        "method",
+        lambda name, backends: loaded.append(name) or stock(name, backends),
+    )
+    x = torch.randn(2, 2)
+    delegated = program["delegated"]
+    program.unload("products")  # which is not loaded
+    for _ in range(2):
+        assert torch.equal(delegated(x)[0], x + x)
+    program.unload("delegated")
+    assert loaded == ["delegated"]
+    for _ in range(2):
+        assert torch.equal(delegated(x)[0], x + x)
+    assert loaded == ["delegated"] * 2
+    with pytest.raises(CallError, match="no method 'product'; did you mean 'products'"):
+        program.unload("product")
+
+
 def test_an_unknown_method_is_answered_with_the_nearest(program: Program, toy: Path) -> None:
     for ask in (program.run_method, program.signature, program.__getitem__):
         with pytest.raises(CallError) as caught:

@@ -89,3 +89,11 @@ def test_any_order_of_calls_gives_what_eager_gives(toy: Path, order: list[str]) 
         result: Any = program.run_method(name, value)
         assert torch.equal(result[0], total if name == "add" else total * value)
         assert result.calls.item() == calls[name]
+
+
+def test_unloading_leaves_state_alone(program: Program) -> None:
+    program.run_method("add", ONE)
+    for name in program:
+        program.unload(name)
+    assert program.run_method("scaled", ONE).product.tolist() == [8.0, 0.0]
+    assert program.run_method("add", ONE).calls.item() == 2.0

@@ -1,9 +1,11 @@
-"""Many QNN methods: in one program, and through one worker process."""
+"""Many QNN methods: in one program, and what building them takes."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -49,24 +51,48 @@ def test_sixty_methods_are_one_program(tmp_path: Path) -> None:
 
 
 BUILD = """
-import resource, sys
+import sys
 from mmpack.multimethod import build
-build(sys.argv[1], sys.argv[2], cache=sys.argv[3])
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+build(sys.argv[1], sys.argv[2], cache=sys.argv[3], jobs=1)
 """
 
 
-def peak(folder: Path, count: int) -> int:
-    """Kilobytes that the worker of a build had at its peak."""
+def tree(pid: int) -> list[int]:
+    """A process and all that it started, as far as they live."""
+    found = [pid]
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [p for child in children.read_text().split() for p in tree(int(child))]
+    return found
+
+
+def memory(pid: int) -> int:
+    """Kilobytes that a process has, its part of what it shares with others included."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1])
+    return 0
+
+
+def peak(folder: Path, methods: int) -> int:
+    """Kilobytes that a build and its workers have together, at most."""
     folder.mkdir()
-    project = layers(folder, folder / "cache", count, 2048)
+    project = layers(folder, folder / "cache", 8, 2048)
+    if methods < 8:
+        project.path.write_text(project.path.read_text().replace("0..7", f"0..{methods - 1}"))
     arguments = [str(project.path), str(project.output), str(project.cache)]
-    command = [sys.executable, "-W", "ignore", "-c", BUILD, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    most = 0
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", BUILD, *arguments]) as process:
+        while process.poll() is None:
+            most = max(most, sum(map(memory, tree(process.pid))))
+            time.sleep(0.05)
+    assert process.returncode == 0
+    return most
 
 
-def test_memory_is_that_of_the_largest_method_and_not_of_all(tmp_path: Path) -> None:
-    """What compiles; the build itself has the whole model, and runs the whole program."""
+def test_eight_methods_take_the_memory_of_one_and_a_quarter(tmp_path: Path) -> None:
+    """Each has weights of its own, all as large, out of one model, which both builds have whole:
+    what a model takes is not the build's to save. Everything counts, verification too."""
     one, eight = peak(tmp_path / "one", 1), peak(tmp_path / "eight", 8)
-    assert eight <= 1.1 * one
+    assert eight <= 1.25 * one

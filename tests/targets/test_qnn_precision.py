@@ -25,6 +25,8 @@ class Model(nn.Module):
         self.up, self.down = nn.Linear(64, 192, bias=False), nn.Linear(192, 64)
     def forward(self, x):
         return self.down(torch.nn.functional.silu(self.up(x)))
+    def cut(self, x):
+        return self.down(torch.erf(self.up(x)))  # QNN does not take what is in the middle
 
 def examples():
     generator = torch.Generator().manual_seed(3)
@@ -68,6 +70,42 @@ def test_every_precision_computes_what_the_model_does(project: Any) -> None:
             (0, 255, "uint8") if word == "8a8w" else (0, 65535, "uint16")
         )
     assert manifest.methods["m16a4w"].size < manifest.methods["m16a8w"].size
+
+
+DISSIMILAR = """\
+mmpack: 1
+model: {factory: model.py:make}
+targets:
+  npu: {backend: qnn, soc: SM8750, precision: 16a8w}
+  older: {backend: qnn, soc: SM8550, precision: fp16}
+calibration: model.py:examples
+methods:
+  fine: {module: ".", target: npu, inputs: {x: [1, 8, 64]}}
+  half: {module: ".", target: npu, precision: fp16, inputs: {x: [1, 8, 64]}}
+  cut: {module: ".", call: cut, target: older, inputs: {x: [1, 8, 64]}}
+"""
+
+
+def test_dissimilar_methods_are_one_program(project: Any) -> None:
+    project.model(MODEL).spec("", head=DISSIMILAR)
+    program, model = project.program(workers=True), project.load_model()
+    x = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(11))
+    for name in ("cut", "fine", "half", "cut"):
+        expected = model.cut(x) if name == "cut" else model(x)
+        got = program.run_method(name, x).out
+        noise = (expected - got).square().mean() / expected.square().mean()
+        assert noise < 1e-4, name  # 40 dB
+    with PteFile.open(project.output) as file:
+        manifest = read_manifest(file)
+        assert manifest is not None
+        graphs = {plan.name: len(plan.delegates or ()) for plan in file.plans}
+    assert graphs == {"fine": 1, "half": 1, "cut": 2}
+    options = {n: (r.options["soc"], r.options["precision"]) for n, r in manifest.methods.items()}
+    assert options == {
+        "fine": ("SM8750", "16a8w"),
+        "half": ("SM8750", "fp16"),
+        "cut": ("SM8550", "fp16"),
+    }
 
 
 @pytest.mark.slow
