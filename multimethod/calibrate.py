@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -114,16 +114,25 @@ class _Recorder:
 
     def run(self, name: str, args: Any, kwargs: Any) -> Any:
         """Call a unit; the result is a tuple with the names of its outputs."""
-        inputs = list(self._arguments[name].accept(args, kwargs))
-        given = [tensor.clone() for tensor in inputs]
+        inputs = self.begin(name, args, kwargs)
+        outputs = pytree.tree_leaves(self.units[name].module(*[i.clone() for i in inputs]))
+        self.end(name, inputs, outputs)
+        return self._results[name](*outputs)
+
+    def begin(self, name: str, args: Any, kwargs: Any) -> list[torch.Tensor]:
+        """A unit is about to be called. Its inputs, in call order."""
         self._note_state(name)
-        outputs = pytree.tree_leaves(self.units[name].module(*given))
+        return list(self._arguments[name].accept(args, kwargs))
+
+    def end(self, name: str, inputs: Sequence[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        """A unit was called."""
         self._note_state(name)
         if name in self.calls:
             self._note(name, inputs, outputs)
-        return self._results[name](*outputs)
 
-    def _note(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
+    def _note(
+        self, name: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+    ) -> None:
         call = self._tape.write(inputs)
         if self._judges():
             self.held_back[name].append(call)
@@ -215,28 +224,28 @@ class _Run:
         return {name: kwargs[name] for name in plan.cuts}
 
     def _through_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         with ExitStack() as undo:
             for name, unit in self.hooked.items():
-                undo.callback(_listen(name, unit, seen))
+                undo.callback(_listen(name, unit, self.recorder))
             self.model(*args, **kwargs)
-        for name, given, named in seen:
-            self.recorder.run(name, given, named)
 
 
-def _listen(
-    name: str, unit: Unit, seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]]
-) -> Callable[[], None]:
-    """Note what a submodule is called with, by the names of its own parameters if it has such."""
+def _listen(name: str, unit: Unit, recorder: _Recorder) -> Callable[[], None]:
+    """Record a submodule's calls, with what it is given by the names of its own parameters if it
+    has such."""
+    begun: list[list[torch.Tensor]] = []
 
     def note(bound: inspect.BoundArguments) -> None:
-        if unit.module.names is None:
-            seen.append((name, tuple(a.clone() for a in bound.args), {}))
-        else:
+        args, kwargs = bound.args, {}
+        if unit.module.names is not None:
             given = bound.arguments.items()
-            seen.append((name, (), {n: v.clone() for n, v in given if isinstance(v, torch.Tensor)}))
+            args, kwargs = (), {n: v for n, v in given if isinstance(v, torch.Tensor)}
+        begun.append([i.clone() for i in recorder.begin(name, args, kwargs)])
 
-    return listen(unit.module.module, unit.module.call, note)
+    def done(result: Any) -> None:
+        recorder.end(name, begun.pop(), pytree.tree_leaves(result))
+
+    return listen(unit.module.module, unit.module.call, note, done)
 
 
 def _record_own(spec_file: SpecFile, recorder: _Recorder, name: str, reference: str) -> None:

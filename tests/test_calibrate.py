@@ -12,6 +12,7 @@ from mmpack.multimethod.calibrate import HELD_BACK, record_examples
 from mmpack.multimethod.compile.calls import Examples, read_calls
 from mmpack.multimethod.compile.export import export
 from mmpack.multimethod.compile.model import state_names
+from mmpack.multimethod.compile.unit import make_units
 from mmpack.multimethod.errors import MmpackError, ModelError, SpecError
 from mmpack.multimethod.flow.plan import expanded_flows, make_plan
 
@@ -95,16 +96,38 @@ flow:
     outputs: [w]
 """
 
+COUNTING = """
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1, 4))
+    def CALL(self, x):
+        self.total.add_(x)
+        return self.total * 1.0
 
-def recorded(project: Any, tmp_path: Path) -> tuple[Examples, Any]:
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.counter = Counter()
+    def forward(self, x):
+        return self.counter.CALL(x)
+
+def numbers():
+    for n in (1.0, 2.0, 4.0):
+        yield torch.full((1, 4), n)
+"""
+
+
+def recorded(
+    project: Any, tmp_path: Path, state: dict[str, tuple[str, ...]] | None = None
+) -> tuple[Examples, Any]:
     spec_file, model = project.checked, project.load_model()
-    from mmpack.multimethod.compile.unit import make_units
-
     units = make_units(spec_file, model)
     names = state_names(model)
     signatures = {name: export(unit, names).signature for name, unit in units.items()}
     plans = {n: make_plan(n, f, signatures) for n, f in expanded_flows(spec_file).items()}
-    return record_examples(spec_file, model, units, signatures, plans, tmp_path / "tape"), model
+    tape = tmp_path / "tape"
+    return record_examples(spec_file, model, units, signatures, plans, tape, state), model
 
 
 def calls(examples: Examples, name: str, held_back: bool = False) -> list[list[torch.Tensor]]:
@@ -135,6 +158,31 @@ def test_a_submodule_is_recorded_with_what_it_is_called_with(project: Any, tmp_p
     ):
         assert ranges[end] == pytest.approx([float(values.min()), float(values.max())])
     assert ranges["input", "by"] == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "caller"), [("forward", "self.counter"), ("count", "self.counter.count")]
+)
+def test_a_submodule_with_state_is_recorded_as_the_model_runs_it(
+    project: Any, tmp_path: Path, call: str, caller: str
+) -> None:
+    """Once a sample, from the state that the samples before it left."""
+    model = COUNTING.replace("def CALL", f"def {call}").replace("self.counter.CALL", caller)
+    project.model(model).spec(
+        "calibration: model.py:numbers\nmethods:\n"
+        f"  f: {{module: counter, call: {call}, target: q, inputs: {{x: [1, 4]}}}}\n",
+        head=HEAD,
+    )
+    examples, model = recorded(project, tmp_path, {"counter.total": ("f",)})
+    assert not model.counter.total.any()  # as it was
+    totals = [float(model(torch.full((1, 4), n)).mean()) for n in (1.0, 2.0, 4.0)]
+    assert totals == [1, 3, 7]
+    assert examples.ranges["f"] == {
+        ("input", "x"): (1.0, 4.0),
+        ("output", "out"): (1.0, 7.0),
+        ("state", "counter.total"): (0.0, 7.0),
+    }
+    assert [x.mean().item() for (x,) in calls(examples, "f")] == [1, 2, 4]
 
 
 def test_inputs_of_the_model_may_be_given_by_position(project: Any, tmp_path: Path) -> None:
