@@ -15,6 +15,9 @@ from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.unit import make_units
 from mmpack.multimethod.errors import MmpackError, ModelError, SpecError
 from mmpack.multimethod.flow.plan import expanded_flows, make_plan
+from mmpack.multimethod.report.tables import build_summary
+
+from .compile.projects import MAKE
 
 MODEL = """
 class Inner(nn.Module):
@@ -96,6 +99,12 @@ flow:
     outputs: [w]
 """
 
+READS_A_FILE = """
+def examples():
+    by = float(open(__file__.replace("model.py", "by.txt")).read())
+    for i in range(6):
+        yield {"x": torch.full((1, 2, 4), i * by)}
+"""
 COUNTING = """
 class Counter(nn.Module):
     def __init__(self):
@@ -220,12 +229,17 @@ def test_a_step_of_a_flow_is_recorded_with_its_pieces_and_caches(
     assert torch.equal(flow_input[0], torch.arange(20.0).reshape(1, 5, 4) + 3)
 
 
-def test_other_examples_make_another_object(project: Any, tmp_path: Path) -> None:
-    project.model(MODEL).spec(f"calibration: model.py:examples\nmethods:\n  {INNER}\n", head=HEAD)
+def test_what_is_calibrated_is_compiled_anew_for_other_examples_only(
+    project: Any, tmp_path: Path
+) -> None:
+    """The callable may read anything, here a file: only what it yields tells."""
+    project.file("by.txt", "1")
+    project.model(MODEL, READS_A_FILE + MAKE)
+    project.spec(f"calibration: model.py:examples\nmethods:\n  {INNER}\n", head=HEAD)
     assert project.build(cache=tmp_path).compiled == 1
-    assert project.build(cache=tmp_path).compiled == 0
-    # The callable is not part of the module: only what it yields tells.
-    project.model(MODEL.replace("float(i)", "float(i + 1)"))
+    again = project.build(cache=tmp_path)
+    assert again.compiled == 0 and "nothing was compiled" in build_summary(again)
+    project.file("by.txt", "2")
     assert project.build(cache=tmp_path).compiled == 1
 
 
