@@ -25,9 +25,10 @@ from torch.fx import GraphModule, Node
 
 from mmpack.multimethod.compile.calls import Call, Examples, read_calls, spread
 from mmpack.multimethod.compile.export import mark_as_state
-from mmpack.multimethod.compile.scales import End, Scale, hold, read_scales
+from mmpack.multimethod.compile.scales import End, hold, read_scales
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.plain import PLAIN
+from mmpack.multimethod.scale import EndScales, Scale
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.targets import BACKENDS
 
@@ -83,8 +84,8 @@ def as_plain(scales: Mapping[End, tuple[Scale, ...]]) -> list[Any]:
     return [[kind, name, PLAIN.unstructure(found)] for (kind, name), found in scales.items()]
 
 
-def from_plain(plain: Any) -> dict[End, tuple[Scale, ...]]:
-    return {(kind, name): PLAIN.structure(found, tuple[Scale, ...]) for kind, name, found in plain}
+def from_plain(plain: Any) -> tuple[EndScales, ...]:
+    return PLAIN.structure(plain, tuple[EndScales, ...])
 
 
 def quantize(

@@ -115,13 +115,13 @@ def test_scales_are_those_of_the_recorded_ranges(project: Any) -> None:
     scales = {(kind, name): found for kind, name, found in record(project).scales}
     for end, shift in ((("input", "x"), 0.0), (("output", "z"), 1.0)):
         (scale,) = scales[end]
-        assert (scale["low"], scale["high"], scale["dtype"]) == (-128, 127, "int8")
-        assert scale["scale"] == pytest.approx((high - low) / 255, rel=1e-5)
+        assert (scale.low, scale.high, scale.dtype) == (-128, 127, "int8")
+        assert scale.scale == pytest.approx((high - low) / 255, rel=1e-5)
         # 8-bit integers from -128 stand for values from `low` on.
-        zero = -128 - round((low + shift) / scale["scale"])
-        assert abs(scale["zero_point"] - zero) <= 1
+        zero = -128 - round((low + shift) / scale.scale)
+        assert abs(scale.zero_point - zero) <= 1
     told = str(inspect(project.output))
-    assert f"input x: int8 -128..127, scale {scales['input', 'x'][0]['scale']:.6g}" in told
+    assert f"input x: int8 -128..127, scale {scales['input', 'x'][0].scale:.6g}" in told
     assert "8a8w" in told and " dB" in told
 
 

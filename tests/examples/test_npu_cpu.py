@@ -81,7 +81,7 @@ def test_the_projections_are_quantized_and_attention_is_not(
     assert precisions(program.path) == [None, "16a8w", None, "16a8w"]
     assert precisions(float16.path) == [None, "fp16", None, "fp16"]
     scales = inspect(program.path).methods["qkv_proj"].scales
-    assert {scale["dtype"] for _, _, found in scales for scale in found} == {"uint16"}
+    assert {scale.dtype for _, _, found in scales for scale in found} == {"uint16"}
 
 
 def test_calibration_shows_the_block_what_prompts_make_of_it() -> None:
