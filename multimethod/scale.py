@@ -32,9 +32,10 @@ class Scale:
         return f"{self.dtype} scale {self.scale:.6g} zero point {self.zero_point}"
 
 
+End = tuple[str, str]
+"""Of a method: ("input", name), ("output", name) or ("state", name of a buffer in the model)."""
 EndScales = tuple[str, str, tuple[Scale, ...]]
-"""The scales at one end of a method: ("input" or "output", its name, …), or ("state", name of the
-buffer in the model, …). Several where its readers quantize it differently."""
+"""An end, in two parts, and its scales: several where its readers quantize it differently."""
 
 
 def agree(one: Scale, other: Scale) -> bool:

@@ -13,7 +13,7 @@ from mmpack.multimethod.compile.calls import Examples, read_calls
 from mmpack.multimethod.compile.export import export
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.unit import make_units
-from mmpack.multimethod.errors import MmpackError, ModelError, SpecError
+from mmpack.multimethod.errors import ModelError, SpecError
 from mmpack.multimethod.flow.plan import expanded_flows, make_plan
 from mmpack.multimethod.report.tables import build_summary
 
@@ -65,6 +65,9 @@ def pairs():
 def wide(): yield torch.ones(1, 3, 4)
 def none(): return []
 def other(): yield {"y": torch.ones(1, 2, 4)}
+def fourth():
+    for name in ("y", "y", "y", "x"):
+        yield {name: torch.ones(1, 2, 4)}
 def broken():
     yield {"x": torch.ones(1, 2, 4)}
     raise OSError("no more")
@@ -192,6 +195,9 @@ def test_a_submodule_with_state_is_recorded_as_the_model_runs_it(
         ("state", "counter.total"): (0.0, 7.0),
     }
     assert [x.mean().item() for (x,) in calls(examples, "f")] == [1, 2, 4]
+    assert examples.buffers["f"] == ("counter.total",)
+    before = read_calls(examples.tape, examples.before["f"])
+    assert [total.mean().item() for (total,) in before] == [0, 1, 3]
 
 
 def test_inputs_of_the_model_may_be_given_by_position(project: Any, tmp_path: Path) -> None:
@@ -267,6 +273,13 @@ def test_examples_that_no_flow_takes(project: Any) -> None:
         project.build()
 
 
+def test_examples_that_are_all_held_back(project: Any) -> None:
+    spec = FLOW.replace("model.py:long", "model.py:fourth").replace("target: plain", "target: q")
+    project.model(MODEL).spec(spec, head=HEAD)
+    with pytest.raises(ModelError, match=r"are held back .* reach method 'front'"):
+        project.build()
+
+
 def test_a_submodule_that_no_example_reaches(project: Any) -> None:
     project.model(MODEL).spec(
         "calibration: model.py:examples\nmethods:\n"
@@ -281,4 +294,3 @@ def test_a_precision_without_examples_is_told_before_anything_is_run(project: An
     project.model("raise SystemExit('run')").spec(f"methods:\n  {INNER}\n", head=HEAD)
     with pytest.raises(SpecError, match=r"spec.yaml:3:44: targets.q.precision: 8a8w takes"):
         project.build()
-    assert issubclass(SpecError, MmpackError)

@@ -14,11 +14,7 @@ import torch
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-from mmpack.multimethod.scale import Scale
-
-End = tuple[str, str]
-"""("input", name), ("output", name) or ("state", name of a buffer in the model)."""
-
+from mmpack.multimethod.scale import End, Scale
 
 _MOVES = {
     torch.ops.aten.view.default,

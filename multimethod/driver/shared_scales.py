@@ -6,17 +6,17 @@ all of them together, so that they are quantized alike; what still differs is re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeGuard
 
 import attrs
 
 from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.quantize import from_plain
-from mmpack.multimethod.compile.scales import End
 from mmpack.multimethod.compile.state import State
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.flow.plan import Plan
-from mmpack.multimethod.scale import disagreement
+from mmpack.multimethod.scale import End, disagreement
 
 Place = tuple[str, End]
 """A method and an end of it."""
@@ -91,6 +91,11 @@ def _named(place: Place) -> str:
     return f"{kind} {name!r} of {method}"
 
 
+def _is_place(thing: object) -> TypeGuard[Place]:
+    """It is none if it is a cache, a buffer or what a flow takes: these are names only."""
+    return isinstance(thing, tuple) and isinstance(thing[1], tuple)
+
+
 class _Groups:
     """Disjoint sets (union-find)."""
 
@@ -112,7 +117,6 @@ class _Groups:
         """The sets of more than one place, in the order in which they were met."""
         sets: dict[object, list[Place]] = {}
         for thing in self._parent:
-            members: Sequence[object] = thing if isinstance(thing, tuple) else ()
-            if members[0] in self._calibrated and isinstance(members[1], tuple):
-                sets.setdefault(self._root(thing), []).append(thing)  # type: ignore[arg-type]
+            if _is_place(thing) and thing[0] in self._calibrated:
+                sets.setdefault(self._root(thing), []).append(thing)
         return tuple(tuple(places) for places in sets.values() if len(places) > 1)
