@@ -1,16 +1,17 @@
 """Example inputs of methods, from example inputs of the model.
 
-The callable that a spec names under `calibration` yields inputs of the model. Each flow is run on
-them with eager modules in the place of its methods, so that every method is recorded with what it
-will be given: the same pieces, the same caches. A method of no flow is recorded by a hook on its
-submodule while the model runs; one with a callable of its own is given what that yields.
+The callable that a spec names under `calibration` yields inputs of the model or of a flow. Each
+flow is run on them with eager modules in the place of its methods, so that every method is recorded
+with what it will be given: the same pieces, the same caches. A method of no flow is recorded by a
+hook on its submodule while the model runs; one with a callable of its own is given what that
+yields.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,14 +32,13 @@ from mmpack.multimethod.errors import CallError, FlowError, ModelError
 from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.plan import Plan
 from mmpack.multimethod.runtime.arguments import Arguments
+from mmpack.multimethod.scale import End
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.mistakes import Keys
 
 HELD_BACK = 4
 """Of the samples, every fourth is not calibrated with: the result is judged by it."""
-
-End = tuple[str, str]
 
 
 def record_examples(
@@ -76,9 +76,9 @@ def record_examples(
             _record_own(spec_file, recorder, name, str(unit.spec.calibration))
         if rest:
             _Run(spec_file, model, recorder, plans, rest).all_samples()
-    for name in [*own, *rest]:
+    for name in rest:
         if not recorder.calls[name] and is_calibrated(units[name]):
-            raise _unreached(spec_file, name, units[name], plans)
+            raise _unreached(spec_file, name, units[name], plans, bool(recorder.held_back[name]))
     return recorder.examples()
 
 
@@ -96,6 +96,7 @@ class _Recorder:
         self.units = units
         self.signatures = signatures
         self.calls: dict[str, list[Call]] = {name: [] for name in noted}
+        self.before: dict[str, list[Call]] = {name: [] for name in noted}
         self.held_back: dict[str, list[Call]] = {name: [] for name in noted}
         self.ranges: dict[str, dict[End, tuple[float, float]]] = {name: {} for name in noted}
         self.flows: dict[str, list[Call]] = {}
@@ -114,16 +115,27 @@ class _Recorder:
 
     def run(self, name: str, args: Any, kwargs: Any) -> Any:
         """Call a unit; the result is a tuple with the names of its outputs."""
-        inputs = list(self._arguments[name].accept(args, kwargs))
-        given = [tensor.clone() for tensor in inputs]
+        inputs = self.begin(name, args, kwargs)
+        outputs = pytree.tree_leaves(self.units[name].module(*[i.clone() for i in inputs]))
+        self.end(name, inputs, outputs)
+        return self._results[name](*outputs)
+
+    def begin(self, name: str, args: Any, kwargs: Any) -> list[torch.Tensor]:
+        """A unit is about to be called. Its inputs, in call order."""
         self._note_state(name)
-        outputs = pytree.tree_leaves(self.units[name].module(*given))
+        if name in self.calls and not self._judges():
+            self.before[name].append(self._tape.write([held for _, held in self._state[name]]))
+        return list(self._arguments[name].accept(args, kwargs))
+
+    def end(self, name: str, inputs: Sequence[torch.Tensor], outputs: list[torch.Tensor]) -> None:
+        """A unit was called."""
         self._note_state(name)
         if name in self.calls:
             self._note(name, inputs, outputs)
-        return self._results[name](*outputs)
 
-    def _note(self, name: str, inputs: list[Any], outputs: list[Any]) -> None:
+    def _note(
+        self, name: str, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
+    ) -> None:
         call = self._tape.write(inputs)
         if self._judges():
             self.held_back[name].append(call)
@@ -158,6 +170,8 @@ class _Recorder:
             {name: tuple(calls) for name, calls in self.held_back.items() if calls},
             self.ranges,
             {name: tuple(calls) for name, calls in flows.items()},
+            {name: tuple(buffer for buffer, _ in held) for name, held in self._state.items()},
+            {name: tuple(calls) for name, calls in self.before.items()},
         )
 
 
@@ -215,28 +229,28 @@ class _Run:
         return {name: kwargs[name] for name in plan.cuts}
 
     def _through_model(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         with ExitStack() as undo:
             for name, unit in self.hooked.items():
-                undo.callback(_listen(name, unit, seen))
+                undo.callback(_listen(name, unit, self.recorder))
             self.model(*args, **kwargs)
-        for name, given, named in seen:
-            self.recorder.run(name, given, named)
 
 
-def _listen(
-    name: str, unit: Unit, seen: list[tuple[str, tuple[Any, ...], dict[str, Any]]]
-) -> Callable[[], None]:
-    """Note what a submodule is called with, by the names of its own parameters if it has such."""
+def _listen(name: str, unit: Unit, recorder: _Recorder) -> Callable[[], None]:
+    """Record a submodule's calls, with what it is given by the names of its own parameters if it
+    has such."""
+    begun: list[list[torch.Tensor]] = []
 
     def note(bound: inspect.BoundArguments) -> None:
-        if unit.module.names is None:
-            seen.append((name, tuple(a.clone() for a in bound.args), {}))
-        else:
+        args, kwargs = bound.args, {}
+        if unit.module.names is not None:
             given = bound.arguments.items()
-            seen.append((name, (), {n: v.clone() for n, v in given if isinstance(v, torch.Tensor)}))
+            args, kwargs = (), {n: v for n, v in given if isinstance(v, torch.Tensor)}
+        begun.append([i.clone() for i in recorder.begin(name, args, kwargs)])
 
-    return listen(unit.module.module, unit.module.call, note)
+    def done(result: Any) -> None:
+        recorder.end(name, begun.pop(), pytree.tree_leaves(result))
+
+    return listen(unit.module.module, unit.module.call, note, done)
 
 
 def _record_own(spec_file: SpecFile, recorder: _Recorder, name: str, reference: str) -> None:
@@ -283,18 +297,25 @@ def _widen(ranges: dict[End, tuple[float, float]], end: End, tensor: torch.Tenso
         ranges[end] = min(low, before[0]), max(high, before[1])
 
 
-def _unreached(spec_file: SpecFile, name: str, unit: Unit, plans: Mapping[str, Plan]) -> ModelError:
+def _unreached(
+    spec_file: SpecFile, name: str, unit: Unit, plans: Mapping[str, Plan], judged: bool
+) -> ModelError:
+    """judged: samples that are held back do reach it."""
     flows = [n for n, plan in plans.items() if any(s.method == name for s in plan.steps)]
-    if unit.spec.calibration is not None or flows:
+    if judged:
+        message = (
+            f"only samples that are held back to judge the result by, which is every {HELD_BACK}th "
+            f"one, reach method {name!r}; yield more of that kind"
+        )
+    elif flows:
         wanted = " or ".join(
             f"flow {n!r}, which takes {', '.join(map(repr, plans[n].cuts))}" for n in flows
         )
         message = f"no sample is an input of {wanted}, and method {name!r} is run by nothing else"
-        return model_error(spec_file, ("calibration",), message)
-    return model_error(
-        spec_file,
-        ("calibration",),
-        f"running the model on the samples never called {unit.spec.module or 'the model'!r}, from "
-        f"which method {name!r} is made; name a callable that yields its inputs: `calibration: "
-        "file.py:callable` there",
-    )
+    else:
+        message = (
+            f"running the model on the samples never called {unit.spec.module or 'the model'!r}, "
+            f"from which method {name!r} is made; name a callable that yields its inputs: "
+            "`calibration: file.py:callable` there"
+        )
+    return model_error(spec_file, ("calibration",), message)

@@ -12,8 +12,12 @@ from mmpack.multimethod.calibrate import HELD_BACK, record_examples
 from mmpack.multimethod.compile.calls import Examples, read_calls
 from mmpack.multimethod.compile.export import export
 from mmpack.multimethod.compile.model import state_names
-from mmpack.multimethod.errors import MmpackError, ModelError, SpecError
+from mmpack.multimethod.compile.unit import make_units
+from mmpack.multimethod.errors import ModelError, SpecError
 from mmpack.multimethod.flow.plan import expanded_flows, make_plan
+from mmpack.multimethod.report.tables import build_summary
+
+from .compile.projects import MAKE
 
 MODEL = """
 class Inner(nn.Module):
@@ -61,6 +65,9 @@ def pairs():
 def wide(): yield torch.ones(1, 3, 4)
 def none(): return []
 def other(): yield {"y": torch.ones(1, 2, 4)}
+def fourth():
+    for name in ("y", "y", "y", "x"):
+        yield {name: torch.ones(1, 2, 4)}
 def broken():
     yield {"x": torch.ones(1, 2, 4)}
     raise OSError("no more")
@@ -95,16 +102,44 @@ flow:
     outputs: [w]
 """
 
+READS_A_FILE = """
+def examples():
+    by = float(open(__file__.replace("model.py", "by.txt")).read())
+    for i in range(6):
+        yield {"x": torch.full((1, 2, 4), i * by)}
+"""
+COUNTING = """
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("total", torch.zeros(1, 4))
+    def CALL(self, x):
+        self.total.add_(x)
+        return self.total * 1.0
 
-def recorded(project: Any, tmp_path: Path) -> tuple[Examples, Any]:
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.counter = Counter()
+    def forward(self, x):
+        return self.counter.CALL(x)
+
+def numbers():
+    for n in (1.0, 2.0, 4.0):
+        yield torch.full((1, 4), n)
+"""
+
+
+def recorded(
+    project: Any, tmp_path: Path, state: dict[str, tuple[str, ...]] | None = None
+) -> tuple[Examples, Any]:
     spec_file, model = project.checked, project.load_model()
-    from mmpack.multimethod.compile.unit import make_units
-
     units = make_units(spec_file, model)
     names = state_names(model)
     signatures = {name: export(unit, names).signature for name, unit in units.items()}
     plans = {n: make_plan(n, f, signatures) for n, f in expanded_flows(spec_file).items()}
-    return record_examples(spec_file, model, units, signatures, plans, tmp_path / "tape"), model
+    tape = tmp_path / "tape"
+    return record_examples(spec_file, model, units, signatures, plans, tape, state), model
 
 
 def calls(examples: Examples, name: str, held_back: bool = False) -> list[list[torch.Tensor]]:
@@ -135,6 +170,34 @@ def test_a_submodule_is_recorded_with_what_it_is_called_with(project: Any, tmp_p
     ):
         assert ranges[end] == pytest.approx([float(values.min()), float(values.max())])
     assert ranges["input", "by"] == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "caller"), [("forward", "self.counter"), ("count", "self.counter.count")]
+)
+def test_a_submodule_with_state_is_recorded_as_the_model_runs_it(
+    project: Any, tmp_path: Path, call: str, caller: str
+) -> None:
+    """Once a sample, from the state that the samples before it left."""
+    model = COUNTING.replace("def CALL", f"def {call}").replace("self.counter.CALL", caller)
+    project.model(model).spec(
+        "calibration: model.py:numbers\nmethods:\n"
+        f"  f: {{module: counter, call: {call}, target: q, inputs: {{x: [1, 4]}}}}\n",
+        head=HEAD,
+    )
+    examples, model = recorded(project, tmp_path, {"counter.total": ("f",)})
+    assert not model.counter.total.any()  # as it was
+    totals = [float(model(torch.full((1, 4), n)).mean()) for n in (1.0, 2.0, 4.0)]
+    assert totals == [1, 3, 7]
+    assert examples.ranges["f"] == {
+        ("input", "x"): (1.0, 4.0),
+        ("output", "out"): (1.0, 7.0),
+        ("state", "counter.total"): (0.0, 7.0),
+    }
+    assert [x.mean().item() for (x,) in calls(examples, "f")] == [1, 2, 4]
+    assert examples.buffers["f"] == ("counter.total",)
+    before = read_calls(examples.tape, examples.before["f"])
+    assert [total.mean().item() for (total,) in before] == [0, 1, 3]
 
 
 def test_inputs_of_the_model_may_be_given_by_position(project: Any, tmp_path: Path) -> None:
@@ -172,12 +235,17 @@ def test_a_step_of_a_flow_is_recorded_with_its_pieces_and_caches(
     assert torch.equal(flow_input[0], torch.arange(20.0).reshape(1, 5, 4) + 3)
 
 
-def test_other_examples_make_another_object(project: Any, tmp_path: Path) -> None:
-    project.model(MODEL).spec(f"calibration: model.py:examples\nmethods:\n  {INNER}\n", head=HEAD)
+def test_what_is_calibrated_is_compiled_anew_for_other_examples_only(
+    project: Any, tmp_path: Path
+) -> None:
+    """The callable may read anything, here a file: only what it yields tells."""
+    project.file("by.txt", "1")
+    project.model(MODEL, READS_A_FILE + MAKE)
+    project.spec(f"calibration: model.py:examples\nmethods:\n  {INNER}\n", head=HEAD)
     assert project.build(cache=tmp_path).compiled == 1
-    assert project.build(cache=tmp_path).compiled == 0
-    # The callable is not part of the module: only what it yields tells.
-    project.model(MODEL.replace("float(i)", "float(i + 1)"))
+    again = project.build(cache=tmp_path)
+    assert again.compiled == 0 and "nothing was compiled" in build_summary(again)
+    project.file("by.txt", "2")
     assert project.build(cache=tmp_path).compiled == 1
 
 
@@ -205,6 +273,13 @@ def test_examples_that_no_flow_takes(project: Any) -> None:
         project.build()
 
 
+def test_examples_that_are_all_held_back(project: Any) -> None:
+    spec = FLOW.replace("model.py:long", "model.py:fourth").replace("target: plain", "target: q")
+    project.model(MODEL).spec(spec, head=HEAD)
+    with pytest.raises(ModelError, match=r"are held back .* reach method 'front'"):
+        project.build()
+
+
 def test_a_submodule_that_no_example_reaches(project: Any) -> None:
     project.model(MODEL).spec(
         "calibration: model.py:examples\nmethods:\n"
@@ -219,4 +294,3 @@ def test_a_precision_without_examples_is_told_before_anything_is_run(project: An
     project.model("raise SystemExit('run')").spec(f"methods:\n  {INNER}\n", head=HEAD)
     with pytest.raises(SpecError, match=r"spec.yaml:3:44: targets.q.precision: 8a8w takes"):
         project.build()
-    assert issubclass(SpecError, MmpackError)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from attrs import field, frozen
 
 from mmpack.multimethod.compile.describe import hash_tensor
 from mmpack.multimethod.errors import OutputError
+from mmpack.multimethod.scale import End
 
 
 @frozen
@@ -102,21 +103,28 @@ class Examples:
     """What calibration recorded of some methods, by name.
 
     calls: those that ranges are taken from. held_back: those that the result is judged by.
-    ranges: least and largest value at the ends of a method, see `scales.End`.
+    ranges: least and largest value at the ends of a method.
     flows: inputs of whole flows, by the flow's name, in the order of its cut inputs.
+    buffers: names, in the model, of a method's state. before: what is in them before each of its
+    `calls`, in that order.
     """
 
     tape: Path
     calls: Mapping[str, tuple[Call, ...]]
     held_back: Mapping[str, tuple[Call, ...]]
-    ranges: Mapping[str, Mapping[tuple[str, str], tuple[float, float]]]
+    ranges: Mapping[str, Mapping[End, tuple[float, float]]]
     flows: Mapping[str, tuple[Call, ...]] = field(factory=dict)
+    buffers: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    before: Mapping[str, tuple[Call, ...]] = field(factory=dict)
 
 
 NO_EXAMPLES = Examples(Path(), {}, {}, {})
 
 
-def spread(calls: Sequence[Call], most: int) -> tuple[Call, ...]:
+T = TypeVar("T")
+
+
+def spread(calls: Sequence[T], most: int) -> tuple[T, ...]:
     """At most so many of some calls, evenly from the first to the last."""
     if len(calls) <= most:
         return tuple(calls)

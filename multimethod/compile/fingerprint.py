@@ -26,6 +26,7 @@ from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.versions import installed
 
 OWN_CODE = (
+    "scale.py",
     "signature.py",
     "samples.py",
     "compile/buffers.py",

@@ -1,4 +1,4 @@
-"""What a module is called with while something else runs it."""
+"""What a module is called with, and gives, while something else runs it."""
 
 from __future__ import annotations
 
@@ -10,25 +10,36 @@ from torch import nn
 
 
 def listen(
-    module: nn.Module, call: str, note: Callable[[inspect.BoundArguments], None]
+    module: nn.Module,
+    call: str,
+    note: Callable[[inspect.BoundArguments], None],
+    done: Callable[[Any], None] = lambda result: None,
 ) -> Callable[[], None]:
     """Have `note` told the arguments of every call of a module's Python method `call`, before it
-    runs. Returns what ends that."""
+    runs, and `done` what it gave. Returns what ends that."""
     signature = inspect.signature(getattr(module, call))
     if call == "forward":
-        hook = module.register_forward_pre_hook(
+        before = module.register_forward_pre_hook(
             lambda _, args, kwargs: note(signature.bind(*args, **kwargs)), with_kwargs=True
         )
-        return hook.remove
+        after = module.register_forward_hook(lambda _, args, result: done(result))
+
+        def remove() -> None:
+            before.remove()
+            after.remove()
+
+        return remove
     original = getattr(module, call)
 
     def spy(*args: Any, **kwargs: Any) -> Any:
         note(signature.bind(*args, **kwargs))
-        return original(*args, **kwargs)
+        result = original(*args, **kwargs)
+        done(result)
+        return result
 
     # Past nn.Module's own __setattr__. A method that was put on the instance comes back there.
-    before = vars(module).get(call)
+    own = vars(module).get(call)
     object.__setattr__(module, call, spy)
-    if before is not None:
-        return lambda: object.__setattr__(module, call, before)
+    if own is not None:
+        return lambda: object.__setattr__(module, call, own)
     return lambda: object.__delattr__(module, call)

@@ -25,9 +25,10 @@ from torch.fx import GraphModule, Node
 
 from mmpack.multimethod.compile.calls import Call, Examples, read_calls, spread
 from mmpack.multimethod.compile.export import mark_as_state
-from mmpack.multimethod.compile.scales import End, Scale, hold, read_scales
+from mmpack.multimethod.compile.scales import hold, read_scales
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.plain import PLAIN
+from mmpack.multimethod.scale import End, EndScales, Scale
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.targets import BACKENDS
 
@@ -41,6 +42,7 @@ class Plan:
     """What a worker must know to quantize a method.
 
     tape, calls: where the calibration's calls are; none for a precision that needs none.
+    buffers, before: names of state, and what is in it before each of the calls.
     ranges: end of the method -> least and largest value there, for ends where the calls of this
     method alone do not tell. state: buffers to be marked as state, see `mark_as_state`.
     """
@@ -49,6 +51,8 @@ class Plan:
     outputs: tuple[str, ...]
     tape: Path | None = None
     calls: tuple[Call, ...] = ()
+    buffers: tuple[str, ...] = ()
+    before: tuple[Call, ...] = ()
     ranges: tuple[tuple[End, tuple[float, float]], ...] = ()
     state: tuple[str, ...] = ()
 
@@ -56,11 +60,16 @@ class Plan:
 def make_plan(signature: Signature, state: Collection[str], examples: Examples) -> Plan:
     """The plan of one method. `state`: its buffers that are to be marked as state."""
     name = signature.method
+    recorded = examples.calls.get(name, ())
+    before = examples.before.get(name, ((),) * len(recorded))
+    chosen = spread(list(zip(recorded, before, strict=True)), MOST_CALLS)
     return Plan(
         inputs=tuple(value.name for value in signature.inputs),
         outputs=tuple(value.name for value in signature.outputs),
-        tape=examples.tape if examples.calls.get(name) else None,
-        calls=spread(examples.calls.get(name, ()), MOST_CALLS),
+        tape=examples.tape if recorded else None,
+        calls=tuple(call for call, _ in chosen),
+        buffers=examples.buffers.get(name, ()),
+        before=tuple(state for _, state in chosen),
         ranges=tuple(sorted(examples.ranges.get(name, {}).items())),
         state=tuple(sorted(state)),
     )
@@ -70,7 +79,7 @@ def content_of(plan: Plan | None) -> Any:
     """What of a plan decides what its object looks like, as plain data."""
     if plan is None:
         return None
-    hashes = [[place.hash for place in call] for call in plan.calls]
+    hashes = [[place.hash for place in call] for call in (*plan.calls, *plan.before)]
     return [hashes, PLAIN.unstructure(plan.ranges)]
 
 
@@ -83,8 +92,8 @@ def as_plain(scales: Mapping[End, tuple[Scale, ...]]) -> list[Any]:
     return [[kind, name, PLAIN.unstructure(found)] for (kind, name), found in scales.items()]
 
 
-def from_plain(plain: Any) -> dict[End, tuple[Scale, ...]]:
-    return {(kind, name): PLAIN.structure(found, tuple[Scale, ...]) for kind, name, found in plain}
+def from_plain(plain: Any) -> tuple[EndScales, ...]:
+    return PLAIN.structure(plain, tuple[EndScales, ...])
 
 
 def quantize(
@@ -103,7 +112,8 @@ def quantize(
     if (quantizer := target.quantizer(options)) is not None:
         module = _post_training(module, quantizer, plan, written, program.example_inputs[0])
         scales = read_scales(module, plan.inputs, plan.outputs, frozenset([*written, *plan.state]))
-        done = any("quantize" in str(node.target) for node in module.graph.nodes)
+        operators = [str(n.target) for n in module.graph.nodes if n.op == "call_function"]
+        done = any("quantize" in operator for operator in operators)
     else:
         done = _linear_weights(module, method, target.linear_weights(options), options)
     if not done:
@@ -123,18 +133,40 @@ def _post_training(
 
     with torch.no_grad():
         prepared = prepare_pt2e(module, quantizer)
-        before = {name: attrgetter(name)(prepared).clone() for name in written}
-        # Weights are looked at when they are computed with: a precision that has no use for
-        # calls needs one all the same.
-        calls = [example] if plan.tape is None else read_calls(plan.tape, plan.calls)
-        for call in calls:
-            prepared(*call)
-        for name, value in before.items():
-            attrgetter(name)(prepared).copy_(value)
+        kept = {n: attrgetter(n)(prepared).clone() for n in {*written, *plan.buffers}}
+        if plan.tape is None:
+            # Weights are looked at when they are computed with: a precision that has no use for
+            # calls needs one all the same.
+            prepared(*example)
+        else:
+            calls, before = read_calls(plan.tape, plan.calls), read_calls(plan.tape, plan.before)
+            for inputs, state in zip(calls, before, strict=True):
+                _put(prepared, dict(zip(plan.buffers, state, strict=True)))
+                prepared(*inputs)
+        _put(prepared, kept)
         hold(prepared, dict(plan.ranges), plan.inputs, plan.outputs)
+        marks = _write_back(prepared, plan.state)
         converted = convert_pt2e(prepared)
     assert isinstance(converted, GraphModule)
+    for node in [node for node in converted.graph.nodes if node.name in marks]:
+        converted.graph.erase_node(node)
+    converted.recompile()
     return converted
+
+
+def _write_back(module: GraphModule, buffers: Collection[str]) -> set[str]:
+    """Have a method write buffers that it only reads, as they are: torchao takes the others for
+    constants, and freezes what is in them now. Names of the nodes that do."""
+    read = [n for n in module.graph.nodes if n.op == "get_attr" and n.target in buffers]
+    with module.graph.inserting_before(module.graph.output_node()):
+        copies = [module.graph.call_function(torch.ops.aten.copy_.default, (n, n)) for n in read]
+    module.recompile()
+    return {copy.name for copy in copies}
+
+
+def _put(module: GraphModule, buffers: Mapping[str, torch.Tensor]) -> None:
+    for name, value in buffers.items():
+        attrgetter(name)(module).copy_(value)
 
 
 def _linear_weights(module: GraphModule, method: str, config: Any, options: Any) -> bool:

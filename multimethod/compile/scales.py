@@ -11,34 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from attrs import frozen
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
-End = tuple[str, str]
-"""("input", name), ("output", name) or ("state", name of a buffer in the model)."""
-
-
-@frozen
-class Scale:
-    """How a tensor is quantized: value = scale * (integer - zero_point), with integers from `low`
-    to `high`, which `dtype` is the smallest to hold."""
-
-    scale: float
-    zero_point: int
-    low: int
-    high: int
-    dtype: str
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The least and the largest value that there is."""
-        low, high = self.low - self.zero_point, self.high - self.zero_point
-        return self.scale * low, self.scale * high
-
-    def __str__(self) -> str:
-        return f"{self.dtype} scale {self.scale:.6g} zero point {self.zero_point}"
-
+from mmpack.multimethod.scale import End, Scale
 
 _MOVES = {
     torch.ops.aten.view.default,

@@ -24,6 +24,8 @@ from mmpack.multimethod.compile.imports import plain_name
 PACKAGES = ("torch", "executorch", "numpy", "sympy")
 """Not looked into: a fingerprint holds their versions."""
 
+_STDLIB = sysconfig.get_paths()["stdlib"]
+
 
 @frozen
 class _Source:
@@ -134,4 +136,4 @@ def _is_foundation(name: str, path: str) -> bool:
         return True
     if name.startswith("mmpack.multimethod"):
         return True  # see fingerprint.OWN_CODE
-    return path.startswith(sysconfig.get_paths()["stdlib"]) and not is_installed(path)
+    return path.startswith(_STDLIB) and not is_installed(path)

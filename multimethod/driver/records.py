@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from attrs import frozen
 
+from mmpack.multimethod.compile.quantize import from_plain
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.driver.parts import Parts
 from mmpack.multimethod.flow.plan import expanded_flows
@@ -116,7 +117,7 @@ def _record(parts: Parts, name: str, verified: Verified | None) -> MethodRecord:
         verified=checked is not None,
         sqnr=_finite(checked.sqnr) if checked is not None else None,
         least_sqnr=checked.least_sqnr if checked is not None else None,
-        scales=made.figures.get("scales", []),
+        scales=from_plain(made.figures.get("scales", ())),
         extra={
             "ranges": {n: list(r) for n, r in unit.ranges.items()},
             **heads_record(parts.objects, parts.heads, name),

@@ -6,17 +6,17 @@ all of them together, so that they are quantized alike; what still differs is re
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeGuard
 
 import attrs
 
 from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.quantize import from_plain
-from mmpack.multimethod.compile.scales import End, Scale
 from mmpack.multimethod.compile.state import State
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.flow.plan import Plan
+from mmpack.multimethod.scale import End, disagreement
 
 Place = tuple[str, End]
 """A method and an end of it."""
@@ -66,18 +66,19 @@ def with_common_ranges(examples: Examples, together: Together) -> Examples:
 def require_one_scale(together: Together, figures: Mapping[str, Mapping[str, object]]) -> None:
     """Raise CompileError, naming two methods and their scales, for every tensor that two ends
     quantize differently. figures: what is known of each method's object."""
-    scales = {name: from_plain(known.get("scales", ())) for name, known in figures.items()}
+    scales = {
+        name: {(kind, end): found for kind, end, found in from_plain(known.get("scales", ()))}
+        for name, known in figures.items()
+    }
     wrong = []
     for places in together:
         found = [(place, s) for place in places for s in scales[place[0]].get(place[1], ())]
-        for place, scale in found[1:]:
-            first, before = found[0]
-            if not agree(before, scale):
-                wrong.append(
-                    f"{_named(first)} and {_named(place)} are one tensor, and are quantized "
-                    f"differently: with {before}, and with {scale}"
-                )
-                break
+        if differing := disagreement(found):
+            (first, one), (second, two) = differing
+            wrong.append(
+                f"{_named(first)} and {_named(second)} are one tensor, and are quantized "
+                f"differently: with {one}, and with {two}"
+            )
     if wrong:
         raise CompileError(
             "\n".join(wrong) + "\ngive one of the two methods another precision, such as a float "
@@ -85,19 +86,14 @@ def require_one_scale(together: Together, figures: Mapping[str, Mapping[str, obj
         )
 
 
-def agree(one: Scale, other: Scale) -> bool:
-    """Whether two ends quantize alike: with the same numbers, or, where their integers have other
-    widths, the same range of values to within a step of the coarser one."""
-    if (one.low, one.high) == (other.low, other.high):
-        same = math.isclose(one.scale, other.scale, rel_tol=1e-6)
-        return same and one.zero_point == other.zero_point
-    step = max(one.scale, other.scale) * 1.000001
-    return all(abs(a - b) <= step for a, b in zip(one.range, other.range, strict=True))
-
-
 def _named(place: Place) -> str:
     method, (kind, name) = place
     return f"{kind} {name!r} of {method}"
+
+
+def _is_place(thing: object) -> TypeGuard[Place]:
+    """It is none if it is a cache, a buffer or what a flow takes: these are names only."""
+    return isinstance(thing, tuple) and isinstance(thing[1], tuple)
 
 
 class _Groups:
@@ -121,7 +117,6 @@ class _Groups:
         """The sets of more than one place, in the order in which they were met."""
         sets: dict[object, list[Place]] = {}
         for thing in self._parent:
-            members: Sequence[object] = thing if isinstance(thing, tuple) else ()
-            if members[0] in self._calibrated and isinstance(members[1], tuple):
-                sets.setdefault(self._root(thing), []).append(thing)  # type: ignore[arg-type]
+            if _is_place(thing) and thing[0] in self._calibrated:
+                sets.setdefault(self._root(thing), []).append(thing)
         return tuple(tuple(places) for places in sets.values() if len(places) > 1)

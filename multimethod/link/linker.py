@@ -32,6 +32,7 @@ from mmpack.multimethod.link.method_sizes import Sizes, sizes
 from mmpack.multimethod.link.names import method_names
 from mmpack.multimethod.link.schema import ExecutionPlan, Program
 from mmpack.multimethod.link.state import StateRule, lay_out_state
+from mmpack.multimethod.link.state_scales import require_one_scale
 from mmpack.multimethod.link.write import write_pte
 from mmpack.multimethod.outputs import refuse_overwriting
 
@@ -91,6 +92,7 @@ def link(
         plans = _plans(files, names)
         rule = StateRule(shared, private)
         state = lay_out_state(plans, rule, [str(file.path) for file in files], data.initial)
+        require_one_scale(state, known.methods)
         data.renumber(plans)
         added = [constant_plan(name, value) for name, value in (constants or {}).items()]
         known = evolve(

@@ -19,6 +19,7 @@ from cattrs.preconf.json import make_converter
 
 from mmpack.multimethod.errors import FormatError
 from mmpack.multimethod.link.file import PteFile
+from mmpack.multimethod.scale import EndScales
 from mmpack.multimethod.signature import Signature
 
 MANIFEST_KEY = "mmpack.manifest"
@@ -41,8 +42,7 @@ class MethodRecord:
     where nothing was compared. verified: it was compared and passed.
     sqnr, least_sqnr: for a quantized method the signal-to-quantization-noise ratio of its worst
     output, and the least that was allowed, in dB; an `sqnr` without noise is None.
-    scales: of a quantized method, [kind, name, scales] for each of its ends that is quantized:
-    kind is input, output or state, and a scale has `scale`, `zero_point`, `low`, `high`, `dtype`.
+    scales: of a quantized method, those at each of its ends that is quantized.
     """
 
     signature: Signature
@@ -59,7 +59,7 @@ class MethodRecord:
     verified: bool = False
     sqnr: float | None = None
     least_sqnr: float | None = None
-    scales: list[Any] = field(factory=list)
+    scales: tuple[EndScales, ...] = ()
     extra: dict[str, Any] = field(factory=dict)
 
 

@@ -3,7 +3,7 @@
 Every input laid out its own state from offset 0. Here each buffer gets a slot of its own:
 
     declared shared        one slot for all methods that name it; they must agree on dtype,
-                           shape and initial data
+                           shape and initial data (and on scales: `state_scales.py`)
     declared private       kept apart by file
     of one method only     a slot of its own
     of several methods of  the slots that the file had, so that what its author made them share

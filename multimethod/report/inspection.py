@@ -26,6 +26,7 @@ from mmpack.multimethod.link import (
     sizes,
 )
 from mmpack.multimethod.link.schema import ExecutionPlan, KernelCall
+from mmpack.multimethod.scale import EndScales
 from mmpack.multimethod.signature import Signature
 
 
@@ -49,7 +50,7 @@ class MethodView:
     verified: bool
     precision: str | None = None
     sqnr: float | None = None
-    scales: tuple[Any, ...] = ()
+    scales: tuple[EndScales, ...] = ()
     heads: dict[str, Any] = field(factory=dict)
 
 
@@ -142,7 +143,7 @@ def _view(
         verified=record.verified if record else False,
         precision=record.options.get("precision") if record else None,
         sqnr=record.sqnr if record else None,
-        scales=tuple(record.scales) if record else (),
+        scales=record.scales if record else (),
         heads=heads if isinstance(heads, dict) else {},
     )
 
@@ -171,8 +172,7 @@ def _lines(seen: Inspection) -> list[str]:
         checked += f", SQNR {method.sqnr:.1f} dB" if method.sqnr is not None else ""
         for kind, name, scales in method.scales:
             told = "; ".join(
-                f"{s['dtype']} {s['low']}..{s['high']}, scale {s['scale']:.6g}, zero point "
-                f"{s['zero_point']}"
+                f"{s.dtype} {s.low}..{s.high}, scale {s.scale:.6g}, zero point {s.zero_point}"
                 for s in scales
             )
             lines.append(f"  {kind} {name}: {told}")

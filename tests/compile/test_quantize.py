@@ -15,12 +15,20 @@ from mmpack.multimethod.report.inspection import inspect
 from mmpack.multimethod.verify.program import verify
 
 MODEL = """
+class Vector(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.quantizer = nn.Parameter(torch.ones(40))  # a name that must not pass for an operator
+    def forward(self, x):
+        return torch.relu(x * self.quantizer)
+
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.up, self.down = nn.Linear(64, 192, bias=False), nn.Linear(192, 64)
         self.relu = nn.ReLU()
         self.odd = nn.Linear(40, 64)
+        self.vector = Vector()
     def forward(self, x):
         return self.down(torch.nn.functional.silu(self.up(x))), x + 1
 
@@ -49,6 +57,31 @@ def rows():
     generator = torch.Generator().manual_seed(3)
     for i in range(8):
         yield torch.rand(1, 64, generator=generator)
+"""
+NOTES = """
+class Board(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.out = nn.Linear(32, 32), nn.Linear(32, 64), nn.Linear(64, 32)
+        self.register_buffer("rows", torch.zeros(8, 32))
+    def put(self, x):
+        self.rows.copy_(torch.relu(self.up(x)) * 5)
+        return self.rows * 1.0
+    def get(self, y):
+        return self.out(torch.relu(self.down(self.rows) + y * 0.1))
+
+class Notes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.board = Board()
+    def forward(self, x, y):
+        self.board.put(x)
+        return self.board.get(y)
+
+def pairs():
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(8):
+        yield torch.randn(8, 32, generator=generator), torch.randn(8, 64, generator=generator)
 """
 SPEC = """
 dims: {n: {min: 1, max: 32}}
@@ -115,13 +148,13 @@ def test_scales_are_those_of_the_recorded_ranges(project: Any) -> None:
     scales = {(kind, name): found for kind, name, found in record(project).scales}
     for end, shift in ((("input", "x"), 0.0), (("output", "z"), 1.0)):
         (scale,) = scales[end]
-        assert (scale["low"], scale["high"], scale["dtype"]) == (-128, 127, "int8")
-        assert scale["scale"] == pytest.approx((high - low) / 255, rel=1e-5)
+        assert (scale.low, scale.high, scale.dtype) == (-128, 127, "int8")
+        assert scale.scale == pytest.approx((high - low) / 255, rel=1e-5)
         # 8-bit integers from -128 stand for values from `low` on.
-        zero = -128 - round((low + shift) / scale["scale"])
-        assert abs(scale["zero_point"] - zero) <= 1
+        zero = -128 - round((low + shift) / scale.scale)
+        assert abs(scale.zero_point - zero) <= 1
     told = str(inspect(project.output))
-    assert f"input x: int8 -128..127, scale {scales['input', 'x'][0]['scale']:.6g}" in told
+    assert f"input x: int8 -128..127, scale {scales['input', 'x'][0].scale:.6g}" in told
     assert "8a8w" in told and " dB" in told
 
 
@@ -172,9 +205,39 @@ def test_state_is_what_the_model_has_it_be_and_carries_on(project: Any) -> None:
     assert record(project).scales[0][1] == "x"
 
 
+def test_what_one_method_writes_another_reads(project: Any) -> None:
+    """One that only reads state is calibrated with what is in it by then, and keeps reading it."""
+    make = "\ndef make():\n    torch.manual_seed(0)\n    return Notes()\n"
+    project.model(NOTES, make).spec(
+        """
+        calibration: model.py:pairs
+        state: {shared: [board.rows]}
+        methods:
+          put: {module: board, call: put, target: cpu, precision: 8a8w, inputs: {x: [8, 32]}}
+          get: {module: board, call: get, target: cpu, precision: 8a8w, inputs: {y: [8, 64]}}
+        """
+    )
+    program, model = project.program(), project.load_model()
+    generator = torch.Generator().manual_seed(9)
+    expected, got = [], []
+    for _ in range(4):
+        x, y = (torch.randn(8, n, generator=generator) for n in (32, 64))
+        expected.append(model(x, y))
+        program.run_method("put", x)
+        got.append(program.run_method("get", y).out)
+    assert ratio(expected, got) > 25
+    ((_, _, written),) = [end for end in record(project, "put").scales if end[0] == "state"]
+    ((_, _, read),) = [end for end in record(project, "get").scales if end[0] == "state"]
+    assert written == read and len(read) == 1
+
+
 @pytest.mark.parametrize(
     ("method", "says"),
     [
+        (
+            "{module: vector, target: cpu, precision: 8da8w, inputs: {x: [1, 40]}}",
+            "f: 8da8w quantizes nothing in it",
+        ),
         (
             "{module: odd, target: cpu, precision: 8da4w, inputs: {input: [1, 40]}}",
             "f: the 40 inputs of its weight 'odd.weight' are no multiple of 32, the `group`",

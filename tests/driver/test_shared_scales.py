@@ -9,35 +9,15 @@ from typing import Any
 import pytest
 
 from mmpack.multimethod.compile.calls import Examples
-from mmpack.multimethod.compile.scales import Scale
 from mmpack.multimethod.compile.state import State
 from mmpack.multimethod.driver.shared_scales import (
-    agree,
     one_tensor,
     require_one_scale,
     with_common_ranges,
 )
-from mmpack.multimethod.errors import CompileError, VerifyError
+from mmpack.multimethod.errors import CompileError, LinkError, VerifyError
 from mmpack.multimethod.flow.plan import Plan, Step
-from mmpack.multimethod.link import PteFile, read_manifest
-
-INT8 = Scale(0.1, 3, -128, 127, "int8")
-
-
-@pytest.mark.parametrize(
-    ("other", "same"),
-    [
-        (Scale(0.1, 3, -128, 127, "int8"), True),
-        (Scale(0.1, 4, -128, 127, "int8"), False),
-        (Scale(0.1001, 3, -128, 127, "int8"), False),
-        (Scale(0.1, 131, 0, 255, "uint8"), True),  # the same range, from -13.1 to 12.4
-        (Scale(0.1, 128, 0, 255, "uint8"), False),
-        (Scale(25.5 / 65535, 33667, 0, 65535, "uint16"), True),
-        (Scale(26.5 / 65535, 33667, 0, 65535, "uint16"), False),
-    ],
-)
-def test_what_agrees(other: Scale, same: bool) -> None:
-    assert agree(INT8, other) is same is agree(other, INT8)
+from mmpack.multimethod.link import PteFile, link, read_manifest
 
 
 def plan(name: str, steps: list[Step], caches: tuple[str, ...] = ()) -> Plan:
@@ -173,6 +153,58 @@ def test_a_build_whose_ends_disagree_is_stopped(
     assert "output 'h' of first and input 'input' of second are one tensor" in str(raised.value)
     assert str(raised.value).count("int8 scale") == 2
     assert not project.output.exists()
+
+
+COUNTING = """
+class Counter(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(32, 32)
+        self.register_buffer("total", torch.zeros(1, 32))
+    def forward(self, x):
+        self.total.add_(self.linear(x))
+        return self.total * 1.0
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.counter = Counter()
+    def forward(self, x):
+        return self.counter(x)
+
+def examples(by=1.0):
+    generator = torch.Generator().manual_seed(3)
+    for i in range(4):
+        yield by * torch.rand(1, 32, generator=generator)
+
+def larger():
+    return examples(3.0)
+"""
+
+
+def test_programs_built_apart_share_state_only_with_one_scale(project: Any) -> None:
+    project.model(COUNTING)
+    paths = {}
+    for name, examples in (("f", "examples"), ("g", "examples"), ("h", "larger")):
+        method = "{module: counter, target: q, sqnr: 10, inputs: {x: [1, 32]}}"
+        project.spec(f"calibration: model.py:{examples}\nmethods:\n  {name}: {method}\n", head=HEAD)
+        paths[name] = project.folder / f"{name}.pte"
+        project.build(output=paths[name])
+    linked = project.folder / "linked.pte"
+    (state,) = link([paths["f"], paths["g"]], linked, shared=["counter.total"]).state
+    assert state.methods == ("f", "g")
+    link([paths["f"], paths["h"]], linked, private=["*"])
+    with pytest.raises(LinkError) as raised:
+        link([paths["f"], paths["h"]], linked, shared=["counter.total"])
+    assert "buffer 'counter.total' is shared, but its scales are not the same: int8 scale " in str(
+        raised.value
+    )
+    for name in ("f", "h"):
+        with PteFile.open(paths[name]) as file:
+            manifest = read_manifest(file)
+        assert manifest is not None
+        ((_, _, (scale,)),) = [s for s in manifest.methods[name].scales if s[0] == "state"]
+        assert f"{scale} in method {name!r}" in str(raised.value)
 
 
 def test_a_flow_may_be_held_to_a_ratio_of_its_own(project: Any) -> None:

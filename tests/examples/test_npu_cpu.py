@@ -1,30 +1,48 @@
-"""A block of the adder, its projections on the NPU and its attention on the CPU: the adder still
-adds, with that block run by the program, chunk by chunk, in the simulator."""
+"""A block of the adder, its projections on the NPU (16a8w, or fp16) and its attention on the CPU:
+the adder still adds, with that block run by the program, chunk by chunk, in the simulator."""
 
 from __future__ import annotations
 
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from mmpack.examples.adder import sums
+from mmpack.examples.adder.calibration import prompts
 from mmpack.examples.npu_cpu.answer import adder_with
-from mmpack.multimethod import Program, inspect, load
+from mmpack.examples.npu_cpu.calibration import hidden_states
+from mmpack.examples.npu_cpu.model import BLOCK
+from mmpack.multimethod import Program, build, inspect, load
 
 from ..targets.qnn import needs_qnn
 
 pytestmark = needs_qnn
 
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "npu_cpu"
+
+
 @pytest.fixture(scope="module")
 def program(example: Callable[[str], Path]) -> Program:
+    """As the example has it: 16a8w."""
     return load(example("npu_cpu"))
+
+
+@pytest.fixture(scope="module")
+def float16(tmp_path_factory: pytest.TempPathFactory, build_cache: Path) -> Program:
+    """The same spec with another precision, the word that its comment names."""
+    folder = tmp_path_factory.mktemp("float16")
+    text = (EXAMPLE / "npu_cpu.yaml").read_text().replace("precision: 16a8w", "precision: fp16")
+    for name in ("model.py:", "calibration.py:", "../adder/adder.safetensors"):
+        text = text.replace(f" {name}", f" {(EXAMPLE / name).resolve()}")
+    (folder / "npu_cpu.yaml").write_text(text)
+    build(folder / "npu_cpu.yaml", folder / "npu_cpu.pte", jobs=2, cache=build_cache)
+    return load(folder / "npu_cpu.pte")
 
 
 def texts(count: int) -> list[str]:
@@ -35,10 +53,14 @@ def texts(count: int) -> list[str]:
 
 
 @torch.no_grad()
-def likeliest(model: nn.Module, text: str) -> list[int]:
-    """The likeliest byte after each one of a text."""
-    guesses: list[int] = model(torch.tensor([sums.encode(text)])).argmax(-1)[0].tolist()
-    return guesses
+def answers(program: Program, count: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    """Of held-out sums: the bytes of the right answer; then the likeliest ones in its place and
+    the one after it, by the adder with the program's block, and by eager PyTorch."""
+    models = [adder_with(program), adder_with(None)]
+    for text in texts(count):
+        tokens, start = torch.tensor([sums.encode(text)]), text.rindex("=")
+        ours, eager = (model(tokens).argmax(-1)[0, start:].tolist() for model in models)
+        yield sums.encode(text)[start + 1 :], ours, eager
 
 
 def test_each_part_is_where_it_belongs(program: Program) -> None:
@@ -50,26 +72,57 @@ def test_each_part_is_where_it_belongs(program: Program) -> None:
     assert [dim.name for dim in dims if not dim.fixed] == ["kv"]
 
 
-def test_a_handful_of_sums_has_the_tokens_of_eager_pytorch(program: Program) -> None:
-    ours, eager = adder_with(program), adder_with(None)
-    for text in texts(5):
-        assert len(text) > 2 * 32  # several chunks, the last one padded
-        guesses, start = likeliest(ours, text), text.rindex("=")
-        assert guesses[start:] == likeliest(eager, text)[start:]
-        assert guesses[start:-1] == sums.encode(text)[start + 1 :]
+def test_the_projections_are_quantized_and_attention_is_not(
+    program: Program, float16: Program
+) -> None:
+    def precisions(path: Path) -> list[str | None]:
+        return [method.precision for method in inspect(path).methods.values()]
+
+    assert precisions(program.path) == [None, "16a8w", None, "16a8w"]
+    assert precisions(float16.path) == [None, "fp16", None, "fp16"]
+    scales = inspect(program.path).methods["qkv_proj"].scales
+    assert {scale.dtype for _, _, found in scales for scale in found} == {"uint16"}
+
+
+def test_calibration_shows_the_block_what_prompts_make_of_it() -> None:
+    """What a hook sees in a run of the whole model, and no sum that is held out."""
+    model = adder_with(None)
+    seen: list[torch.Tensor] = []
+    model.get_submodule(f"layers.{BLOCK}").register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0])
+    )
+    shown = [prompt["tokens"] for prompt in prompts()]
+    with torch.no_grad():
+        for tokens in shown:
+            model(tokens)
+        got = [sample["hidden"] for sample in hidden_states()]
+    assert len(got) == len(seen) > 4
+    assert all(torch.equal(a, b) for a, b in zip(got, seen, strict=True))
+    lines = [line for tokens in shown for line in sums.decode(tokens[0].tolist()).split()]
+    asked = [line.partition("=")[0].split("+") for line in lines]
+    assert len(asked) > 40 and not any(sums.is_held_out(int(a), int(b)) for a, b in asked)
+
+
+def test_a_handful_of_sums(program: Program, float16: Program) -> None:
+    assert min(len(text) for text in texts(3)) > 2 * 32  # several chunks, the last one padded
+    for right, ours, _ in answers(program, 3):
+        assert ours[:-1] == right
+    for right, ours, eager in answers(float16, 3):
+        assert ours[:-1] == right and ours == eager
 
 
 @pytest.mark.slow
-def test_the_adder_still_adds(program: Program) -> None:
-    ours, eager = adder_with(program), adder_with(None)
-    right = same = 0
-    for text in texts(300):
-        start = text.rindex("=")
-        answer = likeliest(ours, text)[start:]
-        right += answer[:-1] == sums.encode(text)[start + 1 :]
-        same += answer == likeliest(eager, text)[start:]
+def test_the_adder_still_adds(program: Program, record_property: Callable[..., None]) -> None:
+    right = sum(ours[:-1] == answer for answer, ours, _ in answers(program, 300))
+    record_property("right of 300 at 16a8w", right)
+    print(f"16a8w: {right} of 300 sums are right")
     assert right >= 0.97 * 300
-    assert same == 300  # float16 changes no token
+
+
+@pytest.mark.slow
+def test_float16_changes_no_token(float16: Program) -> None:
+    found = list(answers(float16, 300))
+    assert len(found) == 300 and all(ours == eager for _, ours, eager in found)
 
 
 def test_it_answers_on_the_command_line(program: Program) -> None:

@@ -18,6 +18,7 @@ from mmpack.multimethod.link import (
     read_manifest,
 )
 from mmpack.multimethod.link.manifest import StateRecord, manifest_bytes, parse_manifest
+from mmpack.multimethod.scale import Scale
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
 
 from .conftest import Pte
@@ -43,6 +44,7 @@ RECORD = MethodRecord(
     error=1e-7,
     tolerance=1e-4,
     verified=True,
+    scales=(("state", "cache", (Scale(0.5, 3, -128, 127, "int8"),)),),
 )
 MANIFEST = Manifest(
     methods={"attention": RECORD},
@@ -79,6 +81,16 @@ def test_what_is_no_manifest(data: bytes, said: str) -> None:
     with pytest.raises(FormatError) as error:
         parse_manifest(data, "x")
     assert str(error.value).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), [(b'"scale":0.5', b'"scale":"half"'), (b',"zero_point":3', b"")]
+)
+def test_scales_that_are_none(right: bytes, wrong: bytes) -> None:
+    data = manifest_bytes(MANIFEST)
+    assert right in data
+    with pytest.raises(FormatError, match=r"^x: manifest: .* @ \$\.methods\['attention'\]\.scales"):
+        parse_manifest(data.replace(right, wrong), "x")
 
 
 def test_linked_programs_have_one(pte: Pte, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mmpack.multimethod.errors import LinkError
-from mmpack.multimethod.link import link, open_program
+from mmpack.multimethod.link import Manifest, MethodRecord, foreign_signature, link, open_program
+from mmpack.multimethod.scale import Scale
 
 from .conftest import Pte, Stock
 from .eager import equal_to_eager, sharing
@@ -123,6 +124,39 @@ def test_shared_initial_data(pte: Pte, stock: OpenStock, tmp_path: Path) -> None
     one = [torch.ones(1)]
     assert float(program.run("forward", one)[0][0]) == 8
     assert float(program.run("again", one)[0][0]) == 9
+
+
+def quantized(name: str, path: Path, *scales: Scale) -> Path:
+    """A program whose manifest says that its method quantizes the buffer `cache` so."""
+    with open_program(path) as file:
+        signature = foreign_signature(file, name)
+    record = MethodRecord(signature, scales=(("state", "cache", scales),) if scales else ())
+    copy = path.parent / f"quantized_{name}.pte"
+    link([path], copy, manifest=Manifest({name: record}))
+    return copy
+
+
+def test_methods_that_share_a_buffer_have_one_scale(pte: Pte, tmp_path: Path) -> None:
+    one, other = Scale(0.5, 3, -128, 127, "int8"), Scale(0.25, 7, -128, 127, "int8")
+    for name in ("put", "bump", "peek"):
+        (tmp_path / f"{name}.pte").write_bytes(pte(name).read_bytes())
+    put = quantized("put", tmp_path / "put.pte", one)
+    said: dict[str, list[str]] = {"shared": ["cache"], "private": ["other"]}
+    floats = quantized("peek", tmp_path / "peek.pte")
+    alike = quantized("bump", tmp_path / "bump.pte", one)
+    assert link([put, floats, alike, pte("wide_put")], tmp_path / "x.pte", private=["*"]).state
+    assert len(link([put, floats, alike], tmp_path / "x.pte", **said).state[0].methods) == 3  # type: ignore[arg-type]
+    differs = quantized("bump", tmp_path / "bump.pte", other)
+    link([put, floats, differs], tmp_path / "x.pte", private=["*"])
+    written = (tmp_path / "x.pte").read_bytes()
+    with pytest.raises(LinkError) as error:
+        link([put, floats, differs], tmp_path / "x.pte", rename={"bump": "add"}, **said)  # type: ignore[arg-type]
+    assert str(error.value) == (
+        "buffer 'cache' is shared, but its scales are not the same: int8 scale 0.5 zero point 3 in "
+        "method 'put', int8 scale 0.25 zero point 7 in method 'add'; build both from one spec, "
+        "which gives them one scale"
+    )
+    assert (tmp_path / "x.pte").read_bytes() == written
 
 
 def test_patterns_that_match_nothing(pte: Pte, tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_every_precision_computes_what_the_model_does(project: Any) -> None:
         assert record.delegated == record.operators
         (kind, _, (scale,)), (out, _, _) = record.scales
         assert (kind, out) == ("input", "output")
-        assert (scale["low"], scale["high"], scale["dtype"]) == (
+        assert (scale.low, scale.high, scale.dtype) == (
             (0, 255, "uint8") if word == "8a8w" else (0, 65535, "uint16")
         )
     assert manifest.methods["m16a4w"].size < manifest.methods["m16a8w"].size
