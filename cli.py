@@ -141,7 +141,7 @@ def run(
 
     A VALUE is a .npy file, FILE.safetensors[KEY], `random`, or a literal such as [[1, 2]].
     """
-    from mmpack.multimethod.report.calls import call_method
+    from mmpack.multimethod.driver.call import call_method
 
     click.echo(call_method(program, method, inputs, _sizes(dims), output))
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mmpack.multimethod import OutputError, link
-from mmpack.multimethod.report.calls import call_method
+from mmpack.multimethod.driver.call import call_method
 
 
 def test_a_build_refuses_the_files_that_its_spec_names(project: Any) -> None:

@@ -6,7 +6,10 @@ import inspect
 import re
 from pathlib import Path
 
-from mmpack.multimethod.errors import MmpackError
+import pytest
+
+from mmpack.multimethod import check
+from mmpack.multimethod.errors import MmpackError, SpecError
 from mmpack.wrappers import find, names
 
 ROOT = Path(__file__).parent.parent
@@ -15,6 +18,22 @@ ROOT = Path(__file__).parent.parent
 def test_its_spec_is_the_example() -> None:
     (shown,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
     assert shown == (ROOT / "examples/nested_matmul/nested_matmul.yaml").read_text()
+
+
+def test_its_wrong_spec_is_told_so(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text()
+    (shown,) = re.findall(r"^    (spec\.yaml:\d+:.*\n(?:    .*\n)+)", text, re.MULTILINE)
+    example = ROOT / "examples" / "nested_matmul"
+    (tmp_path / "model.py").write_bytes((example / "model.py").read_bytes())
+    spec = (
+        (example / "nested_matmul.yaml")
+        .read_text()
+        .replace("plain\n    inputs", "plian\n    inputs")
+    )
+    (tmp_path / "spec.yaml").write_text(spec)
+    with pytest.raises(SpecError) as caught:
+        check(tmp_path / "spec.yaml")
+    assert str(caught.value) == f"{tmp_path}/" + shown.replace("\n    ", "\n").rstrip("\n")
 
 
 def test_its_exit_codes_are_those_of_the_errors() -> None:

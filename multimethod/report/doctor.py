@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from attrs import evolve, frozen
 
-from mmpack.multimethod.report.proof import Proof, prove
+from mmpack.multimethod.driver.proof import Proof, prove
 from mmpack.multimethod.targets import BACKENDS, Availability, Backend
 from mmpack.multimethod.versions import SUPPORTED, installed, is_supported, requirement
 
@@ -77,6 +77,8 @@ def diagnose() -> Diagnosis:
     backends that are not a part of ExecuTorch compile and run a small graph, some ten seconds."""
     versions = {name: installed(name) for name in PACKAGES}
     wrong = {name: f"pip install {name}" for name, version in versions.items() if version is None}
+    if "mmpack" in wrong:  # a checkout that was never installed
+        wrong["mmpack"] = "pip install ."
     for name in SUPPORTED:
         if not is_supported(name):
             wrong[name] = f"pip install '{requirement(name)}'"
@@ -107,7 +109,16 @@ def _available(backend: type[Backend]) -> Availability:
     try:
         return backend.available()
     except ImportError as error:
-        return Availability(builds=False, runs=False, detail=str(error))
+        return Availability(
+            builds=False, runs=False, detail=str(error), remedy=_reinstall(error.name or "")
+        )
+
+
+def _reinstall(module: str) -> str:
+    """What brings a module that cannot be imported."""
+    package = module.partition(".")[0] or "executorch"
+    needed = requirement(package) if package in SUPPORTED else package
+    return f"pip install --force-reinstall --no-deps '{needed}'"
 
 
 def _registered() -> tuple[str, ...]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @frozen
 class Availability:
     """Whether a backend can build and run on this machine. `remedy` is the command that would
-    change a "no", `detail` what was found."""
+    change a "no", also one that only trying it brings up; `detail` what was found."""
 
     builds: bool
     runs: bool

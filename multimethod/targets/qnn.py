@@ -72,7 +72,8 @@ class Qnn(Backend):
     @classmethod
     def available(cls) -> Availability:
         try:
-            return Availability(True, True, str(find_sdk(to_build=True)))
+            sdk = find_sdk(to_build=True)
+            return Availability(True, True, str(sdk), remedy=sdk.remedy)
         except NoSdk as error:
             return Availability(False, False, error.detail, remedy=error.remedy)
 

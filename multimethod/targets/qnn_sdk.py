@@ -43,12 +43,14 @@ class NoSdk(Exception):
 @frozen
 class Sdk:
     """The libraries. name: where they come from; folders: where they and what they need are;
-    root: what QNN_SDK_ROOT is to be. Empty, for libraries without the rest of an SDK, it keeps
-    executorch from looking for that, and from downloading one."""
+    remedy: what to do if they do not work; root: what QNN_SDK_ROOT is to be. Empty, for libraries
+    without the rest of an SDK, it keeps executorch from looking for that, and from downloading
+    one."""
 
     name: str
     root: str
     folders: tuple[Path, ...]
+    remedy: str
 
     def library(self, name: str) -> Path:
         return self.folders[0] / name
@@ -90,7 +92,9 @@ def _sdk_in(root: Path) -> Sdk:
             f"QNN_SDK_ROOT is {root}, and there is no {IN_SDK / missing[0]} in it",
             f"set it to the folder of a QNN SDK, or unset it and {EXTRA}",
         )
-    return Sdk(f"QNN_SDK_ROOT={root}", str(root), (folder.absolute(),))
+    return Sdk(
+        f"QNN_SDK_ROOT={root}", str(root), (folder.absolute(),), f"unset QNN_SDK_ROOT; {EXTRA}"
+    )
 
 
 def _wheel() -> Sdk:
@@ -99,12 +103,12 @@ def _wheel() -> Sdk:
         raise NoSdk(f"no QNN libraries: neither {PACKAGE} {WORKS} nor QNN_SDK_ROOT", EXTRA)
     if version != WORKS:
         raise NoSdk(f"{PACKAGE} is {version}, and executorch 1.5 works with {WORKS}", EXTRA)
+    again = f"pip install --force-reinstall --no-deps {PACKAGE}=={WORKS}"
     folder = Path(str(metadata.distribution(PACKAGE).locate_file("onnxruntime_qnn"))).absolute()
     if missing := [name for name in NEEDED if not (folder / name).is_file()]:
-        again = f"pip install --force-reinstall --no-deps {PACKAGE}=={WORKS}"
         raise NoSdk(f"{PACKAGE} {version} has lost its {missing[0]}", again)
     libs = folder.with_name("onnxruntime_qnn.libs")
-    return Sdk(f"{PACKAGE} {version}", "", (folder, libs))
+    return Sdk(f"{PACKAGE} {version}", "", (folder, libs), again)
 
 
 @cache

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -106,10 +107,7 @@ def _verify_method(program: Program, unit: Unit, tolerance: float, seed: int) ->
     for sizes in tried:
         inputs = random_inputs(unit.inputs, sizes, unit.ranges, generator)
         place = ", ".join(f"{name}={size}" for name, size in sizes.items())
-        doing = f"{unit.label}running it on {shown_inputs(unit, sizes)}"
-        with torch.no_grad(), users_code(unit.spec_file, unit.place("inputs"), doing):
-            expected = pytree.tree_leaves(unit.module(*[i.clone() for i in inputs]))
-        got = program.run_method(unit.name, *inputs)
+        expected, got = _both(program, unit, inputs, sizes)
         if len(expected) != len(got):
             where = f"{len(got)} outputs, where eager PyTorch gives {len(expected)},"
             return Checked(unit.name, float("inf"), tolerance, where, place=at)
@@ -139,10 +137,7 @@ def _verify_quantized(
             )
         noises: dict[str, Noise] = {}
         for inputs in tried:
-            doing = f"{unit.label}running it on {shown_inputs(unit, sizes)}"
-            with torch.no_grad(), users_code(unit.spec_file, unit.place("inputs"), doing):
-                expected = pytree.tree_leaves(unit.module(*[i.clone() for i in inputs]))
-            got = program.run_method(unit.name, *inputs)
+            expected, got = _both(program, unit, inputs, sizes)
             if len(expected) != len(got):
                 where = f"{len(got)} outputs, where eager PyTorch gives {len(expected)},"
                 return Checked(
@@ -162,6 +157,17 @@ def _verify_quantized(
             if noise.sqnr < worst or not where:
                 worst, where = noise.sqnr, f"output {name!r}" + (f" at {place}" if place else "")
     return Checked(unit.name, largest, math.inf, where, place=at, sqnr=worst, least_sqnr=least)
+
+
+def _both(
+    program: Program, unit: Unit, inputs: Sequence[torch.Tensor], sizes: Mapping[str, int]
+) -> tuple[list[Any], Any]:
+    """What eager PyTorch gives for some inputs of these sizes, and what the program does, a named
+    tuple."""
+    doing = f"{unit.label}running it on {shown_inputs(unit, sizes)}"
+    with torch.no_grad(), users_code(unit.spec_file, unit.place("inputs"), doing):
+        expected = pytree.tree_leaves(unit.module(*[i.clone() for i in inputs]))
+    return expected, program.run_method(unit.name, *inputs)
 
 
 def _worse(one: Checked, other: Checked) -> Checked:

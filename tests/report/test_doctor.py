@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from mmpack.multimethod import VerifyError
-from mmpack.multimethod.report import doctor, proof
-from mmpack.multimethod.report.proof import Proof, prove
-from mmpack.multimethod.report.small_graph import compile_and_run
+from mmpack.multimethod.driver import proof
+from mmpack.multimethod.driver.proof import Proof, prove
+from mmpack.multimethod.driver.small_graph import compile_and_run
+from mmpack.multimethod.report import doctor
 from mmpack.multimethod.targets import BACKENDS, Availability
 from mmpack.multimethod.targets.portable import Portable
 
@@ -31,7 +32,13 @@ class Broken(Portable):
 
     @classmethod
     def available(cls) -> Availability:
-        raise ImportError("No module named 'broken_sdk'")
+        raise ImportError("No module named 'broken_sdk.parts'", name="broken_sdk.parts")
+
+
+class WithoutExecutorch(Broken):
+    @classmethod
+    def available(cls) -> Availability:
+        raise ImportError("libtorch.so: cannot open shared object file")
 
 
 class Extra(Npu):
@@ -43,7 +50,9 @@ class Extra(Npu):
 
     @classmethod
     def available(cls) -> Availability:
-        remedy = None if cls.here else "pip install 'mmpack[extra]'"
+        remedy = (
+            "pip install --force-reinstall extra" if cls.here else "pip install 'mmpack[extra]'"
+        )
         return Availability(cls.here, cls.here, "extra 1.2", remedy)
 
 
@@ -67,13 +76,17 @@ def test_a_machine_with_everything_is_healthy(everything_installed: Any) -> None
 def test_a_backend_that_cannot_run_comes_with_the_command_that_helps(
     everything_installed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "BACKENDS", {"npu": Npu, "broken": Broken})
+    monkeypatch.setattr(doctor, "BACKENDS", {"npu": Npu, "b": Broken, "c": WithoutExecutorch})
     found = doctor.diagnose()
     assert not found.healthy
     assert (
         "  npu            builds yes, runs no  (no driver)\n"
         "                 to change that: apt-get install npu-driver\n"
-        "  broken         builds no, runs no  (No module named 'broken_sdk')\n"
+        "  b              builds no, runs no  (No module named 'broken_sdk.parts')\n"
+        "                 to change that: pip install --force-reinstall --no-deps 'broken_sdk'\n"
+        "  c              builds no, runs no  (libtorch.so: cannot open shared object file)\n"
+        "                 to change that: pip install --force-reinstall --no-deps "
+        "'executorch>=1.5.1,<1.6'\n"
     ) in str(found)
 
 
@@ -94,7 +107,8 @@ def test_a_machine_may_do_without_a_backend_that_is_not_executorch_s(
         (
             "exit code -11: nothing was printed",
             "builds no, runs no  (extra 1.2)\n{}a small graph cannot be compiled and run: "
-            "exit code -11: nothing was printed\n",
+            "exit code -11: nothing was printed\n"
+            "{}to change that: pip install --force-reinstall extra\n",
         ),
     ],
 )
@@ -106,7 +120,8 @@ def test_one_that_is_here_has_to_prove_it(
     monkeypatch.setattr(doctor, "prove", lambda name, options: Proof(9.4, failure))
     found = doctor.diagnose()
     assert found.healthy == (failure is None)
-    assert "  extra          " + says.format(" " * 17) in str(found)
+    assert "  extra          " + says.replace("{}", " " * 17) in str(found)
+    assert ("to change that" in str(found)) == (failure is not None)
 
 
 def test_a_backend_that_works_is_proven_in_a_process_of_its_own() -> None:

@@ -27,9 +27,9 @@ def call_method(
     output: also write the outputs there, as safetensors by name.
     """
     if output is not None:
+        refuse_overwriting(output, [path, *(text.partition("=")[2] for text in inputs)])
         if output.suffix != ".safetensors":
             raise OutputError(f"{output}: expected a name that ends with .safetensors")
-        refuse_overwriting(output, [path, *(text.partition("=")[2] for text in inputs)])
     program = load(path)
     signature = program.signature(method)
     ranges = program[method].ranges

@@ -18,7 +18,7 @@ from mmpack.multimethod.targets import BACKENDS
 
 LONGEST = 300.0
 """Seconds until a proof is given up."""
-COMMAND = (sys.executable, "-P", "-W", "ignore", "-m", "mmpack.multimethod.report.small_graph")
+COMMAND = (sys.executable, "-P", "-W", "ignore", "-m", "mmpack.multimethod.driver.small_graph")
 """-P: what lies in the working directory is not to be imported."""
 
 
