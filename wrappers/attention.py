@@ -1,18 +1,25 @@
 """Causal grouped-query attention between some new tokens and all keys so far."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mmpack.wrappers._rotation import check_rotation
+from mmpack.wrappers._scores import Scores, window_of
 from mmpack.wrappers._softmax import visible_softmax
 
 
 class Attention(nn.Module):
-    """Attention without projections. It has no weights, so one method serves all layers and
-    `module` is not used; any will do.
+    """Attention without projections. It has no weights, so one method serves all layers that
+    attend alike.
+
+    module: a decoder layer, whose attention says how scores are scaled and capped and how far back
+    a query sees (its sliding window); or any other module, for what Llama does.
 
     The mask follows from positions: key j belongs to position j, and a query sees the keys up to
-    its own position. Keys beyond the last query's position may hold anything finite.
+    its own position, as far back as the window reaches. Keys beyond the last query's position may
+    hold anything finite.
 
     rotation: what `qkv_proj` has turned query and key by. Their products are the same, so nothing
     is done here; but all methods that reach one cache must say the same, or the build is refused.
@@ -21,12 +28,15 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, rotation: str | None = None, masked_softmax: bool = False
+        self, module: Any, rotation: str | None = None, masked_softmax: bool = False
     ) -> None:
         super().__init__()
         check_rotation(rotation)
         self.rotation = rotation
         self.masked_softmax = masked_softmax
+        attention = getattr(module, "self_attn", None)
+        self.scores = Scores(attention)
+        self.window = window_of(attention)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
         """q [B, S, heads, head_dim], k and v [B, T, kv_heads, head_dim], positions [S] int64
@@ -36,8 +46,11 @@ class Attention(nn.Module):
         group = (batch, kv_heads, heads // kv_heads, length, head_dim)
         k = k.transpose(1, 2)[:, :, None].expand(group).flatten(1, 2)
         v = v.transpose(1, 2)[:, :, None].expand(group).flatten(1, 2)
-        scores = q.transpose(1, 2) @ k.transpose(-2, -1) * head_dim**-0.5
-        hidden_keys = torch.arange(length) > positions[:, None]
+        scores = self.scores(q.transpose(1, 2), k)
+        behind = positions[:, None] - torch.arange(length)
+        hidden_keys = behind < 0
+        if self.window is not None:
+            hidden_keys = hidden_keys | (behind >= self.window)
         if self.masked_softmax:
             weights = visible_softmax(scores, ~hidden_keys, masked=True)
         else:

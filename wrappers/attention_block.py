@@ -20,15 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmpack.multimethod.errors import ModelError
+from mmpack.wrappers._layer import attention_of, head_dim_of, is_sandwiched
 from mmpack.wrappers._pointwise import Pointwise, to_image
 from mmpack.wrappers._rotation import Rotation
+from mmpack.wrappers._scores import Scores
 from mmpack.wrappers._softmax import visible_softmax
 from mmpack.wrappers.rotary import rotate
 
 
 class AttentionBlock(nn.Module):
-    """A layer's `input_layernorm` and `self_attn.{q,k,v,o}_proj`, and the attention between. Heads
-    are counted from the projections' sizes.
+    """A layer's norms and `self_attn.{q,k,v,o}_proj`, and the attention between. Heads are counted
+    from the projections' sizes. How far back a query sees is the mask's business.
 
     It is written in the way that ExecuTorch's conversion to single heads (`mha2sha` of a QNN
     target) converts rightly: 1×1 convolutions whose output goes straight into the view that makes
@@ -43,21 +46,31 @@ class AttentionBlock(nn.Module):
     def __init__(
         self,
         layer: Any,
-        head_dim: int,
+        head_dim: int | None = None,
         rotation: str | None = None,
         masked_softmax: bool = False,
     ) -> None:
         super().__init__()
+        attention = attention_of(layer)
+        if not hasattr(attention, "q_proj"):
+            raise ModelError(
+                f"{type(attention).__name__} has its projections packed in one; attention_block "
+                "wants them apart, as q_proj, k_proj and v_proj"
+            )
         self.norm = layer.input_layernorm
-        self.q_proj = Pointwise(layer.self_attn.q_proj)
-        self.k_proj = Pointwise(layer.self_attn.k_proj)
-        self.v_proj = Pointwise(layer.self_attn.v_proj)
-        self.o_proj = Pointwise(layer.self_attn.o_proj)
-        self.head_dim = head_dim
-        self.heads = self.q_proj.outputs // head_dim
-        self.kv_heads = self.k_proj.outputs // head_dim
+        self.mixed_norm = layer.post_attention_layernorm if is_sandwiched(layer) else nn.Identity()
+        self.q_proj = Pointwise(attention.q_proj)
+        self.k_proj = Pointwise(attention.k_proj)
+        self.v_proj = Pointwise(attention.v_proj)
+        self.o_proj = Pointwise(attention.o_proj)
+        self.q_norm = getattr(attention, "q_norm", nn.Identity())
+        self.k_norm = getattr(attention, "k_norm", nn.Identity())
+        self.scores = Scores(attention)
+        self.head_dim = head_dim_of(attention, head_dim)
+        self.heads = self.q_proj.outputs // self.head_dim
+        self.kv_heads = self.k_proj.outputs // self.head_dim
         self.rotation = rotation
-        self.turn = Rotation(rotation, head_dim)
+        self.turn = Rotation(rotation, self.head_dim)
         self.masked_softmax = masked_softmax
 
     def forward(
@@ -80,13 +93,13 @@ class AttentionBlock(nn.Module):
         # All of rank 4: the conversion would split an axis of a smaller tensor that happens to be
         # as long as there are heads. By `view`, which it knows to leave alone.
         cos, sin, visible = (x.view(1, 1, *x.shape) for x in (cos, sin, visible))
+        q, k = self.q_norm(q), self.k_norm(k)
         q, k = self.turn(rotate(q, cos, sin)), self.turn(rotate(k, cos, sin))
         keys = self._for_all_heads(torch.cat([past_k, k], dim=2))
         values = self._for_all_heads(torch.cat([past_v, v], dim=2))
-        scores = q @ keys.transpose(-2, -1) * self.head_dim**-0.5
-        weights = visible_softmax(scores, visible, self.masked_softmax)
+        weights = visible_softmax(self.scores(q, keys), visible, self.masked_softmax)
         mixed = (weights @ values).transpose(1, 2).reshape(batch, new, -1)
-        return hidden + self.o_proj(to_image(mixed)).squeeze(-1), k, v
+        return hidden + self.mixed_norm(self.o_proj(to_image(mixed)).squeeze(-1)), k, v
 
     def _for_all_heads(self, x: Tensor) -> Tensor:
         """[B, kv_heads, T, head_dim] -> [B, heads, T, head_dim]."""
