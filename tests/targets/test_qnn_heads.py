@@ -15,7 +15,7 @@ from mmpack.examples.adder.model import Adder, AdderConfig
 from mmpack.multimethod.errors import CompileError, TargetError, VerifyError
 from mmpack.multimethod.link import PteFile, read_manifest
 from mmpack.multimethod.targets import BACKENDS
-from mmpack.multimethod.targets.qnn_heads import find_blocks, wants_conversion
+from mmpack.multimethod.targets.qnn_attention import find_blocks, wants_conversion
 from mmpack.multimethod.verify.compare import difference
 from mmpack.multimethod.verify.heads import APART
 from mmpack.wrappers.attention import Attention

@@ -1,0 +1,262 @@
+"""Attention of several heads rewritten to single heads, in the exported and quantized program.
+
+The way for what ExecuTorch's own pass (`qnn_heads.py`) cannot convert, and what it is held against
+in the tests. Each head of a block's products is made a part of its own (`qnn_parts.py`), which takes
+everything between the projections and the end of the attention apart; then what still is wanted
+whole is joined of its parts, and the rest of the multi-head program falls away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mmpack.multimethod.errors import CompileError
+from mmpack.multimethod.targets.qnn_attention import (
+    LINEAR,
+    PRODUCT,
+    find_blocks,
+    wants_conversion,
+)
+from mmpack.multimethod.targets.qnn_boxes import Box, Range, tiling, whole
+from mmpack.multimethod.targets.qnn_moves import DEQUANTIZE, MOVES, QUANTIZE, source
+from mmpack.multimethod.targets.qnn_nodes import constants, held_by, operator, shape
+from mmpack.multimethod.targets.qnn_parts import Parts
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+    from torch.fx import Node
+
+
+APART = 1e-3
+"""How far the rewritten program may be from what it was, as the norm of the difference over that of
+the output. Sums are rounded otherwise, and at the edge between two quantized values that is a whole
+step; a wrong split is off by 0.1 and more."""
+
+
+def rewritten(program: ExportedProgram, method: str) -> dict[str, Any]:
+    """Rewrite all attention of several heads in a program, in place, if there is any with its
+    projections, and run the program before and after in PyTorch. Gives plain data for the manifest.
+
+    Raises CompileError if a block still holds several heads, or the outputs differ.
+    """
+    heads = {"method": "rewrite", "found": 0, "converted": 0}
+    if wants_conversion(program):
+        tried = list(_inputs(program))
+        before = [_outputs(program, inputs) for inputs in tried]
+        heads["found"] = heads["converted"] = rewrite(program, method)
+        after = [_outputs(program, inputs) for inputs in tried]
+        apart = max(_apart(b, a) for b, a in zip(before, after, strict=True))
+        if not apart <= APART:
+            raise CompileError(
+                f"{method}: its attention rewritten to single heads is off by {apart:.2g} from what "
+                f"it was, in PyTorch, allowed {APART:.2g}: give it a target without `mha2sha`"
+            )
+    return {"heads": heads}
+
+
+def rewrite(program: ExportedProgram, method: str) -> int:
+    """Rewrite all attention of several heads in a program, in place, and tell how many blocks.
+
+    Raises CompileError if one of them still holds several heads.
+    """
+    decompose(program)
+    blocks = find_blocks(program)
+    parts = Parts(program)
+    original = list(program.graph.nodes)
+    for block in blocks:
+        for product in (block.scores, block.mixed):
+            for box in _heads(product):
+                parts.of(product, box)
+        for node, boxes in _ends(block.mixed, _heads(block.mixed), block.mixed):
+            for box in boxes:
+                parts.of(node, box)
+    unused = {node for node in constants(program) if not node.users}
+    _join(program, parts, original)
+    _clean(program, unused)
+    left = set(program.graph.nodes)
+    whole_ones = [b for b in blocks if left & {b.softmax, b.scores, b.mixed}]
+    if whole_ones:
+        names = ", ".join(f"{block.name} ({block.heads} heads)" for block in whole_ones)
+        raise CompileError(
+            f"{method}: of {len(blocks)} attention blocks {len(whole_ones)} could not be rewritten "
+            f"to single heads: {names}"
+        )
+    return len(blocks)
+
+
+def decompose(program: ExportedProgram) -> None:
+    """PyTorch's operator for attention as products and a softmax."""
+    from executorch.backends.transforms.decompose_sdpa import DecomposeScaledDotProductAttention
+
+    DecomposeScaledDotProductAttention()(program.graph_module)
+    _infer(program)
+
+
+def _heads(product: Node) -> list[Box]:
+    """The boxes of the single heads of a product: [batch, heads, …, rows, columns], or
+    [heads, rows, columns]."""
+    boxes: list[Box] = [()]
+    rank = len(shape(product))
+    for axis, size in enumerate(shape(product)):
+        batch = axis == 0 and rank > 3
+        ranges = [(0, size)] if batch or axis >= rank - 2 else [(i, i + 1) for i in range(size)]
+        boxes = [(*box, at) for box in boxes for at in ranges]
+    return boxes
+
+
+def _ends(node: Node, boxes: list[Box], product: Node) -> Iterator[tuple[Node, list[Box]]]:
+    """Where the heads of a product, moved on by `MOVES`, are used for something else, and the boxes
+    they have there: so they are joined late, where their rows have become channels."""
+    for user in node.users:
+        if operator(user) not in MOVES:
+            yield node, boxes
+        elif (there := _moved(user, boxes, product)) is not None:
+            yield from _ends(user, there, product)
+        else:
+            yield node, boxes
+
+
+def _moved(node: Node, boxes: list[Box], product: Node) -> list[Box] | None:
+    """The heads' boxes after an operator of `MOVES`: what comes from each."""
+    if shape(node) == shape(node.args[0]) and operator(node) in (QUANTIZE, DEQUANTIZE, "clone"):
+        return boxes
+    heads = set(_heads(product))
+    for axis, size in reversed(list(enumerate(shape(node)))):
+        if size % len(heads):
+            continue
+        step = size // len(heads)
+        every = whole(shape(node))
+        found = [(*every[:axis], (i, i + step), *every[axis + 1 :]) for i in range(0, size, step)]
+        if {_origin(node, box, product) for box in found} == heads:
+            return found
+    return None
+
+
+def _origin(node: Any, box: Box | None, product: Node) -> Box | None:
+    while node is not product and box is not None:
+        node, box = node.args[0], source(node, box)
+    return box
+
+
+def _join(program: ExportedProgram, parts: Parts, original: list[Node]) -> None:
+    """Whatever the program still computes whole, and was made in parts: join it of these."""
+    output = program.graph.output_node()
+    needed: set[Node] = set()
+    known = set(original)
+
+    def need(node: Node) -> None:
+        waiting = [node]
+        while waiting:
+            each = waiting.pop()
+            if each not in needed:
+                needed.add(each)
+                waiting += each.all_input_nodes if each not in known else ()
+
+    computed = _computed(program, original)
+    need(output)
+    for node in reversed(original):
+        if node not in needed:
+            continue
+        boxes = parts.boxes(node) if node in computed else []
+        axes = tiling(boxes, shape(node)) if boxes else None
+        if axes is None or parts.is_cut(node) or _is_quantized(node):
+            for operand in node.all_input_nodes:
+                need(operand)
+        else:
+            joined = _joined(parts, node, axes, ())
+            node.replace_all_uses_with(joined)
+            need(joined)
+
+
+def _joined(parts: Parts, node: Node, axes: list[list[Range]], box: Box) -> Node:
+    import torch
+
+    axis = len(box)
+    if axis == len(axes):
+        return parts.of(node, box)
+    pieces = [_joined(parts, node, axes, (*box, at)) for at in axes[axis]]
+    if len(pieces) == 1:
+        return pieces[0]
+    return parts.quantized_like(node, parts.emit(node, torch.ops.aten.cat.default, pieces, axis))
+
+
+def _computed(program: ExportedProgram, original: list[Node]) -> set[Node]:
+    """What is computed by a product or a projection: to join an input of its parts is no use."""
+    held = constants(program)
+    found: set[Node] = set()
+    for node in original:
+        if node.op == "call_function":
+            works = operator(node) in LINEAR | PRODUCT and not held.keys() >= set(node.all_input_nodes)
+            if works or not found.isdisjoint(node.all_input_nodes):
+                found.add(node)
+    return found
+
+
+def _is_quantized(node: Node) -> bool:
+    """Whether the value is joined after quantization and not here."""
+    users = list(node.users)
+    return operator(node) == QUANTIZE or all(operator(user) == QUANTIZE for user in users)
+
+
+def _clean(program: ExportedProgram, unused: set[Node]) -> None:
+    from executorch.backends.transforms.utils import delete_constant_placeholder
+    from torch.export.graph_signature import TensorArgument
+
+    graph = program.graph
+    graph.eliminate_dead_code()
+    for node in constants(program):
+        if not node.users and node not in unused:
+            delete_constant_placeholder(program, node)
+    outputs: Any = graph.output_node().args[0]
+    for spec, node in zip(program.graph_signature.output_specs, outputs, strict=True):
+        if isinstance(spec.arg, TensorArgument):
+            spec.arg = TensorArgument(node.name)
+    _infer(program)
+
+
+def _infer(program: ExportedProgram) -> None:
+    """Give every node the shape and dtype of its value."""
+    from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+    program.graph.lint()
+    program.graph_module.recompile()
+    inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
+    mode = inputs[0].fake_mode
+    FakeTensorProp(program.graph_module, mode).propagate_dont_convert_inputs(*inputs)
+
+
+def _inputs(program: ExportedProgram) -> Iterator[tuple[Any, ...]]:
+    """The inputs that the program was exported with, and others, lest those be all alike."""
+    import torch
+
+    assert program.example_inputs is not None
+    example = program.example_inputs[0]
+    yield example
+    generator = torch.Generator().manual_seed(11)
+    yield tuple(
+        torch.randn(x.shape, generator=generator).to(x.dtype) if x.is_floating_point() else x
+        for x in example
+    )
+
+
+def _outputs(program: ExportedProgram, inputs: tuple[Any, ...]) -> list[Any]:
+    """What a program gives in eager PyTorch, buffers that it changes among them."""
+    import torch
+    from torch.export.graph_signature import InputKind
+
+    given = iter(inputs)
+    arguments = [
+        next(given) if spec.kind == InputKind.USER_INPUT else held_by(program, spec.target)
+        for spec in program.graph_signature.input_specs
+    ]
+    with torch.no_grad():
+        return list(torch.fx.Interpreter(program.graph_module).run(*arguments))
+
+
+def _apart(before: list[Any], after: list[Any]) -> float:
+    worst = 0.0
+    for expected, got in zip(before, after, strict=True):
+        e, g = expected.double().nan_to_num(), got.double().nan_to_num()
+        worst = max(worst, float((e - g).norm() / e.norm().clamp(min=1e-9)))
+    return worst
