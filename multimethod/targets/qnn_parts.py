@@ -103,19 +103,20 @@ class Parts:
         return cut[box]
 
     def _constant(self, node: Node, box: Box) -> Node:
+        """A part of a constant, as a constant of its own: a buffer, since ExecuTorch's QNN passes
+        write to no other constants."""
         import torch
-        from executorch.backends.transforms.utils import create_constant_placeholder
-        from torch.export.graph_signature import InputKind
+        from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 
-        inputs = self._program.graph_signature.user_inputs
-        after = next(n for n in self._graph.nodes if n.op != "placeholder" or n.name in inputs)
-        held = self._constants[node].detach()[tuple(slice(*at) for at in box)]
+        signature = self._program.graph_signature
+        held = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        after = next(n for n in self._graph.nodes if n.name not in held)
+        part = self._constants[node].detach()[tuple(slice(*at) for at in box)]
+        target = f"{node.name}_part_{len(self._derived[node])}"
         with self._graph.inserting_before(after):
-            made: Node = create_constant_placeholder(
-                self._program,
-                self._graph,
-                f"{node.name}_part_{len(self._derived[node])}",
-                InputKind.CONSTANT_TENSOR,
-                held.clone(memory_format=torch.contiguous_format),
-            )
+            made = self._graph.placeholder(f"b_{target}")  # as torch.export calls the buffer
+        made.meta["val"] = node.meta["val"].fake_mode.from_tensor(part)
+        self._program.state_dict[target] = part.clone(memory_format=torch.contiguous_format)
+        spec = InputSpec(InputKind.BUFFER, TensorArgument(made.name), target, persistent=True)
+        signature.input_specs.insert(len(held), spec)
         return made

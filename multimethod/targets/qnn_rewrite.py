@@ -205,6 +205,9 @@ def _clean(program: ExportedProgram, unused: set[Node]) -> None:
 
     graph = program.graph
     graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if operator(node) == DEQUANTIZE:
+            _copy_for_each_user(node)
     for node in constants(program):
         if not node.users and node not in unused:
             delete_constant_placeholder(program, node)
@@ -213,6 +216,13 @@ def _clean(program: ExportedProgram, unused: set[Node]) -> None:
         if isinstance(spec.arg, TensorArgument):
             spec.arg = TensorArgument(node.name)
     _infer(program)
+
+
+def _copy_for_each_user(node: Node) -> None:
+    """As PT2E makes it: ExecuTorch's QNN passes look at the first user of a dequantized value."""
+    for user in list(node.users)[1:]:
+        with node.graph.inserting_after(node):
+            user.replace_input_with(node, node.graph.node_copy(node))
 
 
 def _infer(program: ExportedProgram) -> None:
