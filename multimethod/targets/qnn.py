@@ -50,8 +50,8 @@ def _soc(_: Any, attribute: Any, soc: str) -> None:
 
 @frozen
 class Mha2Sha:
-    """method: ExecuTorch's `pass` (see `qnn_heads.py`), or mmpack's own `rewrite`, which takes longer
-    to compile and knows every form (see `qnn_rewrite.py`)."""
+    """method: ExecuTorch's `pass` (see `qnn_heads.py`), or mmpack's own `rewrite`, which takes
+    longer to compile and knows every form (see `qnn_rewrite.py`)."""
 
     method: Literal["pass", "rewrite"]
 
@@ -102,9 +102,11 @@ class Qnn(Backend):
         if options.precision == "fp16" and options.soc in NO_FP16:
             return Refusal(f"{options.soc} has no float16, and the target's precision is fp16")
         if options.precision == "16a4w_block" and options.heads == "pass":
-            # It wants linear layers made convolutions while lowering, which mha2sha takes apart
-            # wrongly; see `edge`.
-            return Refusal("mha2sha: true does not go with 16a4w_block; {method: rewrite} does, and 16a4w with both")
+            # It wants linear layers made convolutions while lowering, which ExecuTorch's pass takes
+            # apart wrongly; see `edge`.
+            return Refusal(
+                "mha2sha by ExecuTorch's pass does not go with 16a4w_block; {method: rewrite} does"
+            )
         for at, name in _named_sizes(method, inputs):
             if not dims[name].fixed:
                 return Refusal(

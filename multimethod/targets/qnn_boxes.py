@@ -47,7 +47,7 @@ def tiling(boxes: Sequence[Box], shape: Sequence[int]) -> list[list[Range]] | No
     axes: list[list[Range]] = []
     for axis, size in enumerate(shape):
         given = sorted({box[axis] for box in boxes})
-        least = [a for a in given if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in given)]
+        least = [at for at in given if not any(_holds(at, other) for other in given)]
         ends = [low for low, _ in least] + [size]
         if [0, *(high for _, high in least)] != ends:
             return None
@@ -57,9 +57,11 @@ def tiling(boxes: Sequence[Box], shape: Sequence[int]) -> list[list[Range]] | No
     return axes if len(held) == cells > 1 else None
 
 
-def _grouped(
-    shape: Sequence[int], before: Sequence[int]
-) -> Iterator[tuple[range, range]]:
+def _holds(at: Range, other: Range) -> bool:
+    return at != other and at[0] <= other[0] and other[1] <= at[1]
+
+
+def _grouped(shape: Sequence[int], before: Sequence[int]) -> Iterator[tuple[range, range]]:
     """The axes of two shapes of as many elements, in the smallest groups of as many elements."""
     a = b = 0
     while a < len(shape) or b < len(before):

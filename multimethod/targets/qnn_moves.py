@@ -40,10 +40,10 @@ def _requantized(parts: Parts, node: Node, box: Box) -> Node | None:
     x: Any = node.args[0]
     if (part := parts.derived(x, box)) is None:
         return None
-    if operator(node) == QUANTIZE and operator(part) == DEQUANTIZE:
-        if part.args[1:] == node.args[1:]:  # nothing is computed between the two any more
-            before: Any = part.args[0]
-            return before
+    undone = operator(node) == QUANTIZE and operator(part) == DEQUANTIZE
+    if undone and part.args[1:] == node.args[1:]:
+        before: Any = part.args[0]  # nothing is computed between the two any more
+        return before
     return parts.copy(node, {x: part})
 
 

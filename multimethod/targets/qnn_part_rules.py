@@ -10,7 +10,7 @@ import operator as python
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mmpack.multimethod.targets.qnn_boxes import Box, broadcast, sizes, whole
+from mmpack.multimethod.targets.qnn_boxes import Box, broadcast, whole
 from mmpack.multimethod.targets.qnn_moves import (
     MOVES,
     concatenated,

@@ -115,7 +115,7 @@ class Parts:
         target = f"{node.name}_part_{len(self._derived[node])}"
         with self._graph.inserting_before(after):
             made = self._graph.placeholder(f"b_{target}")  # as torch.export calls the buffer
-        made.meta["val"] = node.meta["val"].fake_mode.from_tensor(part)
+        made.meta["val"] = node.meta["val"].fake_mode.from_tensor(part, static_shapes=True)
         self._program.state_dict[target] = part.clone(memory_format=torch.contiguous_format)
         spec = InputSpec(InputKind.BUFFER, TensorArgument(made.name), target, persistent=True)
         signature.input_specs.insert(len(held), spec)

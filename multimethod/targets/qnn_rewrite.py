@@ -1,8 +1,8 @@
 """Attention of several heads rewritten to single heads, in the exported and quantized program.
 
 The way for what ExecuTorch's own pass (`qnn_heads.py`) cannot convert, and what it is held against
-in the tests. Each head of a block's products is made a part of its own (`qnn_parts.py`), which takes
-everything between the projections and the end of the attention apart; then what still is wanted
+in the tests. Each head of a block's products is made a part of its own (`qnn_parts.py`), which
+takes everything from the projections to the end of the attention apart; then what still is wanted
 whole is joined of its parts, and the rest of the multi-head program falls away.
 """
 
@@ -49,8 +49,9 @@ def rewritten(program: ExportedProgram, method: str) -> dict[str, Any]:
         apart = max(_apart(b, a) for b, a in zip(before, after, strict=True))
         if not apart <= APART:
             raise CompileError(
-                f"{method}: its attention rewritten to single heads is off by {apart:.2g} from what "
-                f"it was, in PyTorch, allowed {APART:.2g}: give it a target without `mha2sha`"
+                f"{method}: its attention rewritten to single heads is off by {apart:.2g} from "
+                f"what it was, in PyTorch, allowed {APART:.2g}: give the method a target without "
+                "`mha2sha`"
             )
     return {"heads": heads}
 
@@ -158,7 +159,8 @@ def _join(program: ExportedProgram, parts: Parts, original: list[Node]) -> None:
     for node in reversed(original):
         if node not in needed:
             continue
-        boxes = parts.boxes(node) if node in computed else []
+        quantized = node.args[0] if operator(node) == DEQUANTIZE else node
+        boxes = parts.boxes(quantized) if node in computed else []  # type: ignore[arg-type]
         axes = tiling(boxes, shape(node)) if boxes else None
         if axes is None or parts.is_cut(node) or _is_quantized(node):
             for operand in node.all_input_nodes:
@@ -187,8 +189,9 @@ def _computed(program: ExportedProgram, original: list[Node]) -> set[Node]:
     found: set[Node] = set()
     for node in original:
         if node.op == "call_function":
-            works = operator(node) in LINEAR | PRODUCT and not held.keys() >= set(node.all_input_nodes)
-            if works or not found.isdisjoint(node.all_input_nodes):
+            operands = set(node.all_input_nodes)
+            works = operator(node) in LINEAR | PRODUCT and not held.keys() >= operands
+            if works or not found.isdisjoint(operands):
                 found.add(node)
     return found
 

@@ -89,7 +89,8 @@ class Attention(nn.Module):
                 parts = [part.reshape(1, new, -1) for part in parts]
         else:
             parts = [layer(hidden) for layer in self.qkv]
-        return [x.reshape(1, new, n, HEAD).transpose(1, 2) for x, n in zip(parts, self.counts)]
+        views = (x.reshape(1, new, -1, HEAD) for x in parts)
+        return [x.transpose(1, 2) for x in views]
 
     def normed(self, x: Tensor) -> Tensor:
         if self.norm == "each head":
@@ -120,9 +121,7 @@ class Attention(nn.Module):
             return x
         return x * cos + torch.cat([-b, a], dim=-1) * sin
 
-    def attended(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """What each head gives, [1, heads, S, HEAD], and its weights."""
         heads, kv_heads, _ = self.counts
         each = heads // kv_heads
