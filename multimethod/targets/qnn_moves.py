@@ -42,8 +42,7 @@ def _requantized(parts: Parts, node: Node, box: Box) -> Node | None:
         return None
     undone = operator(node) == QUANTIZE and operator(part) == DEQUANTIZE
     if undone and part.args[1:] == node.args[1:]:
-        before: Any = part.args[0]  # nothing is computed between the two any more
-        return before
+        return part.all_input_nodes[0]  # nothing is computed between the two any more
     return parts.copy(node, {x: part})
 
 

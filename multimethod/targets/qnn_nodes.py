@@ -21,6 +21,11 @@ def operator(node: Any) -> str:
     return str(node.target.name()).rpartition("::")[2].partition(".")[0]
 
 
+def operands(node: Any) -> tuple[Any, ...]:
+    """The arguments of a node's operator that are given by position."""
+    return tuple(node.args)
+
+
 def arguments(node: Any) -> dict[str, Any]:
     """The arguments of a node's operator by name, those that are not given by their defaults."""
     declared = node.target._schema.arguments

@@ -23,7 +23,7 @@ from mmpack.multimethod.targets.qnn_moves import (
     sliced,
     stacked,
 )
-from mmpack.multimethod.targets.qnn_nodes import arguments, operator, shape
+from mmpack.multimethod.targets.qnn_nodes import arguments, operands, operator, shape
 
 if TYPE_CHECKING:
     from torch.fx import Node
@@ -53,10 +53,10 @@ def each_element(parts: Parts, node: Node, box: Box) -> Node | None:
     """Every element is computed from those at the same place in the operands."""
     import torch
 
-    operands = node.all_input_nodes
-    if torch.broadcast_shapes(*map(shape, operands)) != shape(node):
+    given = node.all_input_nodes
+    if torch.broadcast_shapes(*map(shape, given)) != shape(node):  # type: ignore[no-untyped-call]
         return None
-    return parts.copy(node, {x: parts.of(x, broadcast(box, shape(x))) for x in operands})
+    return parts.copy(node, {x: parts.of(x, broadcast(box, shape(x))) for x in given})
 
 
 def along_axes(parts: Parts, node: Node, box: Box) -> Node | None:
@@ -92,11 +92,10 @@ def reduced(parts: Parts, node: Node, box: Box) -> Node | None:
 
 
 def product(parts: Parts, node: Node, box: Box) -> Node | None:
-    """[..., M, K] x [..., K, N]: rows of the one, columns of the other. Of rank 4 at most, since
-    QNN multiplies no more."""
+    """[..., M, K] x [..., K, N]: rows of the one, columns of the other."""
     import torch
 
-    a, b = node.args[:2]
+    a, b = operands(node)[:2]
     if min(len(shape(a)), len(shape(b))) < 2:
         return None
     inner = (0, shape(a)[-1])
@@ -128,7 +127,7 @@ def addmm(parts: Parts, node: Node, box: Box) -> Node | None:
         x: (box[0], (0, shape(x)[1])),
         weight: ((0, shape(weight)[0]), box[1]),
     }
-    return parts.copy(node, {operand: parts.of(operand, at) for operand, at in boxes.items()})
+    return parts.copy(node, {x: parts.of(x, at) for x, at in boxes.items()})
 
 
 def _projected(
@@ -137,12 +136,12 @@ def _projected(
     boxes[weight] = (rows, *whole(shape(weight))[1:])
     if bias is not None:
         boxes[bias] = (rows,)
-    return parts.copy(node, {operand: parts.of(operand, at) for operand, at in boxes.items()})
+    return parts.copy(node, {x: parts.of(x, at) for x, at in boxes.items()})
 
 
 def dequantized_channels(parts: Parts, node: Node, box: Box) -> Node | None:
     """A scale and a zero point for each index of one axis."""
-    x, scales, zero_points, axis = node.args[:4]
+    x, scales, zero_points, axis = operands(node)[:4]
     if (part := parts.derived(x, box)) is None:
         return None
     of = {x: part, scales: parts.of(scales, (box[axis],))}

@@ -59,7 +59,7 @@ class Parts:
         """A new node that belongs to a part of `node`: it may use any part of the operands, and
         stands before all that uses `node`. What several heads have in common is made once."""
 
-        def make() -> Node:
+        def make() -> Any:
             return self._graph.call_function(target, args)
 
         return self._made(node, (str(target), repr(args)), make)
@@ -67,12 +67,12 @@ class Parts:
     def copy(self, node: Node, operands: Mapping[Node, Node]) -> Node:
         """The node's operator on other operands."""
 
-        def make() -> Node:
+        def make() -> Any:
             return self._graph.node_copy(node, lambda operand: operands.get(operand, operand))
 
         return self._made(node, ("copy", repr(operands)), make)
 
-    def _made(self, node: Node, what: tuple[str, str], make: Callable[[], Node]) -> Node:
+    def _made(self, node: Node, what: tuple[str, str], make: Callable[[], Any]) -> Node:
         key = (node, *what)
         if key not in self._known:
             with self._graph.inserting_before(self._next[node]):
@@ -114,7 +114,8 @@ class Parts:
         part = self._constants[node].detach()[tuple(slice(*at) for at in box)]
         target = f"{node.name}_part_{len(self._derived[node])}"
         with self._graph.inserting_before(after):
-            made = self._graph.placeholder(f"b_{target}")  # as torch.export calls the buffer
+            # As torch.export calls the buffer.
+            made: Node = self._graph.placeholder(f"b_{target}")  # type: ignore[assignment]
         made.meta["val"] = node.meta["val"].fake_mode.from_tensor(part, static_shapes=True)
         self._program.state_dict[target] = part.clone(memory_format=torch.contiguous_format)
         spec = InputSpec(InputKind.BUFFER, TensorArgument(made.name), target, persistent=True)
