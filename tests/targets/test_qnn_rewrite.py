@@ -189,7 +189,7 @@ def test_a_wrong_rewrite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qnn_moves, "viewed", wrong)
     module = Attention().eval()
     program = exported(module, module.inputs())
-    with pytest.raises(CompileError, match="f: its attention rewritten .* is off by .*PyTorch"):
+    with pytest.raises(CompileError, match=r"f: its attention rewritten .* is off by .*PyTorch"):
         rewritten(program, "f")
 
 
