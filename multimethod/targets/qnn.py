@@ -24,7 +24,7 @@ from mmpack.multimethod.spec.records import InputSpec, MethodSpec
 from mmpack.multimethod.targets.base import Availability, Backend, Refusal, in_blocks
 from mmpack.multimethod.targets.qnn_attention import wants_conversion
 from mmpack.multimethod.targets.qnn_heads import watched
-from mmpack.multimethod.targets.qnn_rewrite import rewritten
+from mmpack.multimethod.targets.qnn_rewrite_check import rewritten
 from mmpack.multimethod.targets.qnn_sdk import NEEDED, NoSdk, Sdk, find_sdk
 
 if TYPE_CHECKING:

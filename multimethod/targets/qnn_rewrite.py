@@ -16,11 +16,10 @@ from mmpack.multimethod.targets.qnn_attention import (
     LINEAR,
     PRODUCT,
     find_blocks,
-    wants_conversion,
 )
 from mmpack.multimethod.targets.qnn_boxes import Box, Range, tiling, whole
 from mmpack.multimethod.targets.qnn_moves import DEQUANTIZE, MOVES, QUANTIZE, source
-from mmpack.multimethod.targets.qnn_nodes import constants, held_by, operator, shape
+from mmpack.multimethod.targets.qnn_nodes import constants, operator, shape
 from mmpack.multimethod.targets.qnn_parts import Parts
 
 if TYPE_CHECKING:
@@ -28,41 +27,14 @@ if TYPE_CHECKING:
     from torch.fx import Node
 
 
-APART = 1e-3
-"""How far the rewritten program may be from what it was, as the norm of the difference over that of
-the output. Sums are rounded otherwise, and at the edge between two quantized values that is a whole
-step; a wrong split is off by 0.1 and more."""
-
-
-def rewritten(program: ExportedProgram, method: str) -> dict[str, Any]:
-    """Rewrite all attention of several heads in a program, in place, if there is any with its
-    projections, and run the program before and after in PyTorch. Gives plain data for the manifest.
-
-    Raises CompileError if a block still holds several heads, or the outputs differ.
-    """
-    heads = {"method": "rewrite", "found": 0, "converted": 0}
-    if wants_conversion(program):
-        tried = list(_inputs(program))
-        before = [_outputs(program, inputs) for inputs in tried]
-        heads["found"] = heads["converted"] = rewrite(program, method)
-        after = [_outputs(program, inputs) for inputs in tried]
-        apart = max(_apart(b, a) for b, a in zip(before, after, strict=True))
-        if not apart <= APART:
-            raise CompileError(
-                f"{method}: its attention rewritten to single heads is off by {apart:.2g} from "
-                f"what it was, in PyTorch, allowed {APART:.2g}: give the method a target without "
-                "`mha2sha`"
-            )
-    return {"heads": heads}
-
-
 def rewrite(program: ExportedProgram, method: str) -> int:
     """Rewrite all attention of several heads in a program, in place, and tell how many blocks.
 
     Raises CompileError if one of them still holds several heads.
     """
-    decompose(program)
+    _decompose(program)
     blocks = find_blocks(program)
+    unused = {node for node in constants(program) if not node.users}
     parts = Parts(program)
     original = list(program.graph.nodes)
     for block in blocks:
@@ -72,7 +44,6 @@ def rewrite(program: ExportedProgram, method: str) -> int:
         for node, boxes in _ends(block.mixed, _heads(block.mixed), block.mixed):
             for box in boxes:
                 parts.of(node, box)
-    unused = {node for node in constants(program) if not node.users}
     _join(program, parts, original)
     _clean(program, unused)
     left = set(program.graph.nodes)
@@ -86,7 +57,7 @@ def rewrite(program: ExportedProgram, method: str) -> int:
     return len(blocks)
 
 
-def decompose(program: ExportedProgram) -> None:
+def _decompose(program: ExportedProgram) -> None:
     """PyTorch's operator for attention as products and a softmax."""
     from executorch.backends.transforms.decompose_sdpa import DecomposeScaledDotProductAttention
 
@@ -237,39 +208,3 @@ def _infer(program: ExportedProgram) -> None:
     inputs = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder"]
     mode = inputs[0].fake_mode
     FakeTensorProp(program.graph_module, mode).propagate_dont_convert_inputs(*inputs)
-
-
-def _inputs(program: ExportedProgram) -> Iterator[tuple[Any, ...]]:
-    """The inputs that the program was exported with, and others, lest those be all alike."""
-    import torch
-
-    assert program.example_inputs is not None
-    example = program.example_inputs[0]
-    yield example
-    generator = torch.Generator().manual_seed(11)
-    yield tuple(
-        torch.randn(x.shape, generator=generator).to(x.dtype) if x.is_floating_point() else x
-        for x in example
-    )
-
-
-def _outputs(program: ExportedProgram, inputs: tuple[Any, ...]) -> list[Any]:
-    """What a program gives in eager PyTorch, buffers that it changes among them."""
-    import torch
-    from torch.export.graph_signature import InputKind
-
-    given = iter(inputs)
-    arguments = [
-        next(given) if spec.kind == InputKind.USER_INPUT else held_by(program, spec.target)
-        for spec in program.graph_signature.input_specs
-    ]
-    with torch.no_grad():
-        return list(torch.fx.Interpreter(program.graph_module).run(*arguments))
-
-
-def _apart(before: list[Any], after: list[Any]) -> float:
-    worst = 0.0
-    for expected, got in zip(before, after, strict=True):
-        e, g = expected.double().nan_to_num(), got.double().nan_to_num()
-        worst = max(worst, float((e - g).norm() / e.norm().clamp(min=1e-9)))
-    return worst

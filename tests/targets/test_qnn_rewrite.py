@@ -15,7 +15,7 @@ from mmpack.multimethod.compile.quantize import _exported
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.targets import BACKENDS, qnn_rewrite
 from mmpack.multimethod.targets.qnn_attention import find_blocks
-from mmpack.multimethod.targets.qnn_rewrite import rewritten
+from mmpack.multimethod.targets.qnn_rewrite_check import rewritten
 
 from .forms import FORMS, HEAD, WIDTH, Attention
 from .qnn import needs_qnn

@@ -62,10 +62,16 @@ def test_what_is_near_is_reported_and_what_is_far_refused(project: Any) -> None:
     note = heads_note(converted, compared, "f")
     assert note is not None
     assert note.startswith("f: 2 of 2 attention blocks in single heads, off by ")
+    rewritten = {"extra": {"heads": {"method": "rewrite", "found": 2, "converted": 2}}}
+    note = heads_note(objects(near, rewritten), compared, "f")
+    assert note is not None
+    assert note.startswith("f: 2 of 2 attention blocks in single heads (rewritten), off by ")
     with pytest.raises(
         VerifyError, match=r"f: its attention converted .* is off by .* from itself"
     ):
         compare_heads(units, objects(far), objects(plain), Silent())
+    with pytest.raises(VerifyError, match=r"allowed 0\.05: mmpack converted it wrongly; build it"):
+        compare_heads(units, objects(far, rewritten), objects(plain), Silent())
 
 
 def test_only_what_was_converted_has_a_twin_which_differs_in_the_option_alone(project: Any) -> None:
