@@ -15,7 +15,7 @@ from mmpack.wrappers.attention_block import AttentionBlock
 from ..compile.projects import Project
 
 WAYS = {"plain": "false", "passed": "true", "rewritten": "{method: rewrite}"}
-SMALL = {"width": 96, "heads": 6, "kv_heads": 2, "head_dim": 16, "new": 8, "past": 24}
+SMALL = {"width": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "new": 8, "past": 24}
 
 MODEL = """\
 import torch
