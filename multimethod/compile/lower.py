@@ -48,9 +48,10 @@ def lower(
         raise TargetError(f"no backend is called {backend!r}{nearest(backend, BACKENDS)}")
     target = BACKENDS[backend]
     given = target.options(options)
-    with target.watched(program, method, given) as extra:
+    prepared = target.prepare(program, method, given)
+    with target.watched(program, method, given) as seen:
         edge = target.edge(program, method, given)
-    counts = _count(edge, method, extra)
+    counts = _count(edge, method, {**prepared, **seen})
     if target.delegate and counts.operators and not counts.delegated:
         raise CompileError(
             f"{method}: {backend} took none of its {counts.operators} operators "

@@ -98,4 +98,4 @@ def compare_converted(
     compiler = Compiler(twins, names, fingerprints(twins, names), store, progress)
     compiler.export_all()
     made = compiler.compile_all(parts.state, jobs, parts.signatures, parts.examples)
-    return compare_heads(twins, parts.objects, made, progress)
+    return compare_heads(twins, parts.objects, made, progress, parts.examples)

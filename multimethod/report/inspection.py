@@ -35,8 +35,9 @@ class MethodView:
     """One method. delegates: backend -> how many calls; left: operator -> how many calls on the
     CPU; arenas: bytes of planned memory, by memory id from 1; bytes: delegate data and constants
     that it reaches, shared ones included; precision, sqnr (dB), scales: of a quantized method, see
-    `MethodRecord`; heads: attention blocks `found` and `converted` to single heads, how far that is
-    `apart` from the unconverted method and its `unconverted_size`, {} where none was looked for."""
+    `MethodRecord`; heads: attention blocks `found` and `converted` to single heads, by which
+    `method`, how far that is `apart` from the unconverted method and its `unconverted_size`, {}
+    where none was looked for."""
 
     signature: Signature
     target: str | None
@@ -236,8 +237,9 @@ def _heads(method: MethodView) -> list[str]:
     if found is None or converted is None:
         return []
     apart = _number(method.heads.get("apart"))
+    by = " (rewritten)" if method.heads.get("method") == "rewrite" else ""
     off = f", off by {apart:.1e} from the unconverted method" if apart is not None else ""
-    return [f"  {converted:.0f} of {found:.0f} attention blocks in single heads{off}"]
+    return [f"  {converted:.0f} of {found:.0f} attention blocks in single heads{by}{off}"]
 
 
 def _number(value: object) -> float | None:

@@ -6,6 +6,8 @@ import re
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
+import attrs
+
 from mmpack.multimethod.errors import nearest
 from mmpack.multimethod.spec.scalars import trap, words
 from mmpack.multimethod.spec.wrong import Wrong
@@ -54,6 +56,12 @@ def literal(value: Any, kind: Any) -> Any:
     hint = nearest(value, choices) if isinstance(value, str) else ""
     close = hint if "did you mean" in hint else ""
     raise Wrong(f"expected one of {', '.join(choices)}; got {words(value)}{close}")
+
+
+def is_switch(kind: Any) -> bool:
+    """An option that is on, off, or on with options of its own, which are a record: `bool | R`."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else ()
+    return len(kinds) == 2 and kinds[0] is bool and attrs.has(kinds[1])
 
 
 def is_scalar_union(kind: Any) -> bool:

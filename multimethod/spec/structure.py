@@ -17,11 +17,12 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.mistakes import Finding
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec, Spec, StepSpec, TargetSpec
-from mmpack.multimethod.spec.scalars import words
+from mmpack.multimethod.spec.scalars import trap, words
 from mmpack.multimethod.spec.strict import (
     SCALARS,
     integer_range,
     is_scalar_union,
+    is_switch,
     literal,
     scalar,
     scalar_union,
@@ -145,6 +146,17 @@ class _Bounds:
     step: int = 1
 
 
+def _switch(value: Any, kind: Any) -> Any:
+    record = get_args(kind)[1]
+    if type(value) is bool:
+        return value
+    if not isinstance(value, Mapping):
+        known = ", ".join(a.name for a in attrs.fields(record))
+        hint = trap(value)
+        raise Wrong(f"expected true, false or a mapping of {known}; got {words(value)}{hint}")
+    return _converter.structure(value, record)
+
+
 _Hook = Callable[[Any, Any], Any]
 
 
@@ -219,6 +231,7 @@ for _predicate, _hook in (
     (_origin_is(dict, Mapping), _dict),
     (_origin_is(Literal), literal),
     (is_scalar_union, scalar_union),
+    (is_switch, _switch),
 ):
     _converter.register_structure_hook_func(_predicate, _hook)
 _converter.register_structure_hook_factory(attrs.has, _record_hook)

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import cattrs
 from attrs import frozen
 from cattrs.errors import AttributeValidationNote
 
@@ -90,6 +89,12 @@ class Backend(ABC):
         return to_edge_transform_and_lower(
             {method: program}, partitioner={method: cls.partitioners(options)}
         )
+
+    @classmethod
+    def prepare(cls, program: ExportedProgram, method: str, options: Any) -> dict[str, Any]:
+        """Before `edge`: change the program, in place, as the backend wants it. What it has to tell
+        of that is plain data for the manifest. Raises CompileError if it cannot be done rightly."""
+        return {}
 
     @classmethod
     @contextmanager
@@ -173,5 +178,10 @@ class Backend(ABC):
 
     @classmethod
     def options(cls, given: Mapping[str, Any]) -> Any:
-        """The options as the backend's own record."""
-        return cattrs.structure(dict(given), cls.Options)
+        """The options, which were checked with the spec, as the backend's own record."""
+        from mmpack.multimethod.spec.structure import structure  # which asks this room
+
+        made, wrong = structure(dict(given), cls.Options)
+        if wrong:
+            raise ValueError("; ".join(finding.message for finding in wrong))
+        return made

@@ -15,14 +15,16 @@ from functools import cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import field, frozen, validators
+from attrs import field, frozen
 from cattrs.errors import AttributeValidationNote
 
 from mmpack.multimethod.errors import TargetError, nearest
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.records import InputSpec, MethodSpec
 from mmpack.multimethod.targets.base import Availability, Backend, Refusal, in_blocks
-from mmpack.multimethod.targets.qnn_heads import wants_conversion, watched
+from mmpack.multimethod.targets.qnn_attention import wants_conversion
+from mmpack.multimethod.targets.qnn_heads import watched
+from mmpack.multimethod.targets.qnn_rewrite_check import rewritten
 from mmpack.multimethod.targets.qnn_room import ROOM, full, takes
 from mmpack.multimethod.targets.qnn_sdk import NEEDED, NoSdk, Sdk, find_sdk
 
@@ -48,16 +50,31 @@ def _soc(_: Any, attribute: Any, soc: str) -> None:
 
 
 @frozen
+class Mha2Sha:
+    """method: ExecuTorch's `pass` (see `qnn_heads.py`), or mmpack's own `rewrite`, which takes
+    longer to compile and knows every form (see `qnn_rewrite.py`)."""
+
+    method: Literal["pass", "rewrite"]
+
+
+@frozen
 class Options:
     """soc: the chip, by executorch's name for it (SM8750). precision: `fp16`, or bits of
     activations and of weights: `16a8w`, `16a4w`, `8a8w`; at `16a4w_block`, `group` neighbouring
-    weights share a scale. mha2sha: convert attention of several heads to single heads (see
-    `qnn_heads.py`)."""
+    weights share a scale. mha2sha: convert attention of several heads to single heads; true is
+    short for the method `pass`."""
 
     soc: str = field(validator=_soc)
     precision: Literal["fp16", "16a8w", "16a4w", "16a4w_block", "8a8w"] = "fp16"
     group: int = field(default=32, validator=in_blocks)
-    mha2sha: bool = field(default=False, validator=validators.instance_of(bool))
+    mha2sha: bool | Mha2Sha = False
+
+    @property
+    def heads(self) -> str | None:
+        """The method by which attention is converted to single heads; None if it is not."""
+        if isinstance(self.mha2sha, Mha2Sha):
+            return self.mha2sha.method
+        return "pass" if self.mha2sha else None
 
 
 class Qnn(Backend):
@@ -87,10 +104,12 @@ class Qnn(Backend):
     ) -> Refusal | None:
         if options.precision == "fp16" and options.soc in NO_FP16:
             return Refusal(f"{options.soc} has no float16, and the target's precision is fp16")
-        if options.precision == "16a4w_block" and options.mha2sha:
-            # It wants linear layers made convolutions while lowering, which mha2sha takes apart
-            # wrongly; see `edge`.
-            return Refusal("mha2sha does not go with 16a4w_block; 16a4w has it")
+        if options.precision == "16a4w_block" and options.heads == "pass":
+            # It wants linear layers made convolutions while lowering, which ExecuTorch's pass takes
+            # apart wrongly; see `edge`.
+            return Refusal(
+                "mha2sha by ExecuTorch's pass does not go with 16a4w_block; {method: rewrite} does"
+            )
         for at, name in _named_sizes(method, inputs):
             if not dims[name].fixed:
                 return Refusal(
@@ -128,7 +147,7 @@ class Qnn(Backend):
         spec = generate_qnn_executorch_compiler_spec(
             soc_model=QcomChipset[options.soc],
             backend_options=generate_htp_compiler_spec(use_fp16=options.precision == "fp16"),
-            use_mha2sha=options.mha2sha and wants_conversion(program),
+            use_mha2sha=options.heads == "pass" and wants_conversion(program),
         )
         passes = get_qnn_pass_manager_cls(QnnExecuTorchBackendType.kHtpBackend)()
         prepared = passes.transform_for_export_pipeline(program)
@@ -149,11 +168,15 @@ class Qnn(Backend):
             )
 
     @classmethod
+    def prepare(cls, program: ExportedProgram, method: str, options: Any) -> dict[str, Any]:
+        return rewritten(program, method) if options.heads == "rewrite" else {}
+
+    @classmethod
     @contextmanager
     def watched(
         cls, program: ExportedProgram, method: str, options: Any
     ) -> Iterator[dict[str, Any]]:
-        if not options.mha2sha:
+        if options.heads != "pass":
             yield {}
             return
         with watched(program, method) as told:

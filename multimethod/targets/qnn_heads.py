@@ -1,5 +1,5 @@
-"""Multi-head attention to single heads (MHA2SHA): which attention a program holds, and how much of
-it ExecuTorch's pass converted.
+"""Multi-head attention to single heads (MHA2SHA) by ExecuTorch's pass: how much of a
+program's attention it converted.
 
 QNN runs attention best as one head a matmul; the pass makes that out of attention written with all
 heads in one, while QNN preprocesses a program. It leaves what it does not recognize as it is, fails
@@ -11,59 +11,21 @@ Source: ExecuTorch 1.5, `backends/qualcomm/_passes/convert_mha_to_sha.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
-from math import prod
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
-
 from mmpack.multimethod.errors import CompileError
+from mmpack.multimethod.targets.qnn_attention import SOFTMAX, find_blocks, wants_conversion
+from mmpack.multimethod.targets.qnn_nodes import operator
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
-    from torch.fx import Node
 
-SOFTMAX = {"softmax", "_softmax", "_safe_softmax"}
-PRODUCT = {"matmul", "bmm"}
-LINEAR = {"linear", "addmm", "mm", "convolution", "conv1d", "conv2d"}
 ADVICE = (
-    "write it as the wrapper `attention_block` does, or give the method a target without `mha2sha`"
+    "write it as the wrapper `attention_block` does, or have mmpack convert it, `mha2sha: {method: "
+    "rewrite}`, or give the method a target without `mha2sha`"
 )
-
-
-@frozen
-class Block:
-    """Attention of several heads: a product of two tensors that are computed, a softmax over it,
-    and a product with that. `projected`: its query comes from a linear layer of the program."""
-
-    name: str
-    heads: int
-    rank: int
-    projected: bool
-
-
-def find_blocks(program: ExportedProgram) -> tuple[Block, ...]:
-    """All attention of more than one head in an exported program, quantized or not, in order."""
-    constant = _constants(program)
-    found = []
-    for node in program.graph.nodes:
-        query = _query(node, constant)
-        if query is None:
-            continue
-        shape = query.meta["val"].shape
-        heads = prod(shape[1:-2]) if len(shape) > 3 else prod(shape[:-2])
-        if heads > 1:
-            # A linear layer's output is viewed as heads, so it is not the query itself.
-            projection = _first(query, _arguments, partial(_projects, constant), constant)
-            found.append(Block(node.name, int(heads), len(shape), projection is not None))
-    return tuple(found)
-
-
-def wants_conversion(program: ExportedProgram) -> bool:
-    """Whether a program holds attention with its projections, which is what can be converted."""
-    return any(block.projected for block in find_blocks(program))
 
 
 @contextmanager
@@ -99,7 +61,7 @@ def watched(program: ExportedProgram, method: str) -> Iterator[dict[str, Any]]:
             f"{method}: of {len(blocks)} attention blocks ({names}) ExecuTorch converted "
             f"{conversion.converted} to single heads: {ADVICE}"
         )
-    told["heads"] = {"found": len(blocks), "converted": conversion.converted}
+    told["heads"] = {"method": "pass", "found": len(blocks), "converted": conversion.converted}
 
 
 class _Conversion:
@@ -119,7 +81,7 @@ class _Conversion:
             before = {
                 node.name: int(node.meta["val"].shape[1])
                 for node in graph_module.graph.nodes
-                if _name(node) in SOFTMAX and node.meta["val"].dim() == 4
+                if operator(node) in SOFTMAX and node.meta["val"].dim() == 4
             }
             try:
                 result = run(self_, graph_module)
@@ -138,79 +100,3 @@ class _Conversion:
             yield
         finally:
             ConvertMhaToSha.call = run
-
-
-def _query(node: Node, constant: set[Node]) -> Any:
-    """The query, heads apart, of the attention that a node is the softmax of; else None."""
-    if _name(node).lstrip("_").startswith("scaled_dot_product"):
-        return node.args[0]
-    if _name(node) not in SOFTMAX:
-        return None
-    product = partial(_is_product, constant)
-    if _first(node, _users, product, constant) is None:
-        return None
-    scores = _first(node, _arguments, product, constant)
-    return scores.args[0] if scores is not None else None
-
-
-def _name(node: Any) -> str:
-    """The bare name of a node's operator ("softmax" for aten.softmax.int), "" for other nodes."""
-    if node.op != "call_function" or not hasattr(node.target, "_schema"):
-        return ""
-    return str(node.target.name()).rpartition("::")[2].partition(".")[0]
-
-
-def _is_product(constant: set[Node], node: Node) -> bool:
-    """Whether a node multiplies two tensors that are computed."""
-    return _name(node) in PRODUCT and node.args[1] not in constant
-
-
-def _projects(constant: set[Node], node: Node) -> bool:
-    """Whether a node is a linear layer over all of a token, not one that turns each head."""
-    if _name(node) in LINEAR:
-        return any(argument in constant for argument in node.all_input_nodes)
-    plain = _name(node) == "matmul" and node.args[1] in constant
-    return plain and node.meta["val"].dim() <= 3
-
-
-def _constants(program: ExportedProgram) -> set[Node]:
-    """Nodes that are the same in every call: parameters, and what is computed from them alone."""
-    signature = program.graph_signature
-    fixed = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    fixed |= signature.inputs_to_lifted_tensor_constants
-    constant: set[Node] = set()
-    for node in program.graph.nodes:
-        if node.op == "get_attr" or (node.op == "placeholder" and node.name in fixed):
-            constant.add(node)
-        elif node.op == "call_function" and node.all_input_nodes:
-            constant |= {node} if constant.issuperset(node.all_input_nodes) else set()
-    return constant
-
-
-def _users(node: Node) -> list[Node]:
-    return list(node.users)
-
-
-def _arguments(node: Node) -> list[Node]:
-    return list(node.all_input_nodes)
-
-
-def _first(
-    start: Node,
-    follow: Callable[[Node], list[Node]],
-    wanted: Callable[[Node], bool],
-    constant: set[Node],
-) -> Node | None:
-    """The nearest wanted node, `start` not being one, that lies not behind another stage: a linear
-    layer, a softmax or a product of two computed tensors. (A product by something constant, such
-    as a rotation of each head, is no stage.)"""
-    waiting, seen = follow(start), {start}
-    while waiting:
-        node = waiting.pop(0)
-        if wanted(node):
-            return node
-        stage = _name(node) in SOFTMAX | LINEAR or _is_product(constant, node)
-        if node not in seen and not stage:
-            waiting.extend(follow(node))
-        seen.add(node)
-    return None

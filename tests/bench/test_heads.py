@@ -1,5 +1,6 @@
-"""Attention three ways on QNN: as multi-head matmuls, as those converted to single heads by
-ExecuTorch (`mha2sha`), and written as single heads at the source.
+"""Attention four ways on QNN: as multi-head matmuls, as those converted to single heads by
+ExecuTorch (`mha2sha: true`), rewritten by mmpack (`mha2sha: {method: rewrite}`), and written as
+single heads at the source.
 
     pytest tests/bench/test_heads.py --benchmark-only -s
 
@@ -26,6 +27,7 @@ SIZES = {"width": 576, "heads": 9, "kv_heads": 3, "head_dim": 64, "new": 32, "pa
 WAYS: dict[str, dict[str, Any]] = {
     "multi-head": {},
     "multi-head, converted": {"mha2sha": True},
+    "multi-head, rewritten": {"mha2sha": {"method": "rewrite"}},
     "single-head source": {"form": "single"},
 }
 
@@ -34,7 +36,7 @@ WAYS: dict[str, dict[str, Any]] = {
     not BACKENDS["qnn"].available().builds, reason="needs pip install 'mmpack[qnn]'"
 )
 @pytest.mark.parametrize("blocks", [1, 4])
-def test_three_ways(benchmark: Any, tmp_path: Path, blocks: int) -> None:
+def test_four_ways(benchmark: Any, tmp_path: Path, blocks: int) -> None:
     common = {"precision": "16a4w", "blocks": blocks, "sizes": SIZES, "calls": 3}
     requests = [{**common, **way} for way in WAYS.values()]
     answers = benchmark.pedantic(run_heads, (tmp_path, *requests), rounds=1, iterations=1)
@@ -57,8 +59,9 @@ def test_three_ways(benchmark: Any, tmp_path: Path, blocks: int) -> None:
             name: answer[name] for name in ("quantize", "lower", "run", "size", "error")
         }
     Console().print(table)
-    plain, converted, _ = answers
-    assert abs(plain["error"] - converted["error"]) < 0.1 * plain["error"]
+    plain, converted, rewritten, _ = answers
+    for other in (converted, rewritten):
+        assert abs(plain["error"] - other["error"]) < 0.1 * plain["error"]
 
 
 def relative(expected: torch.Tensor, got: torch.Tensor) -> float:

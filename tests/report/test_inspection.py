@@ -210,6 +210,10 @@ def test_what_is_said_of_a_flow_is_what_can_be_read(toy: Path, flows: object, to
             "  2 of 3 attention blocks in single heads, off by 1.5e-03 from the unconverted method",
         ),
         ({"found": 1, "converted": 0}, "  0 of 1 attention blocks in single heads"),
+        (
+            {"method": "rewrite", "found": 1, "converted": 1},
+            "  1 of 1 attention blocks in single heads (rewritten)",
+        ),
         ({"found": "x"}, None),
         (["found"], None),
         (None, None),

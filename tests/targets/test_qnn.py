@@ -65,11 +65,46 @@ def test_a_chip_without_float16_is_refused(npu_project: Project) -> None:
     )
 
 
-def test_single_heads_are_refused_where_linear_layers_become_convolutions() -> None:
+@pytest.mark.parametrize(
+    ("given", "heads"),
+    [
+        (False, None),
+        (True, "pass"),
+        ({"method": "pass"}, "pass"),
+        ({"method": "rewrite"}, "rewrite"),
+    ],
+    ids=str,
+)
+def test_how_attention_is_converted(given: Any, heads: str | None) -> None:
+    assert Qnn.options({"soc": "SM8750", "mha2sha": given}).heads == heads
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("{method: rewrit}", ".method: expected one of pass, rewrite; got the text 'rewrit'; did"),
+        ("rewrite", ": expected true, false or a mapping of method; got the text 'rewrite'"),
+        ("yes", ": expected true, false or a mapping of method; got the text 'yes' (write true)"),
+        ("{}", ": the key 'method' is missing"),
+        ("{method: pass, by: me}", ".by: this key means nothing here; known: method"),
+        ("1", ": expected true, false or a mapping of method; got the whole number 1"),
+    ],
+)
+def test_a_wrong_conversion_is_refused_at_its_line(
+    npu_project: Project, given: str, said: str
+) -> None:
+    head = HEAD.replace("precision: fp16}", f"precision: fp16, mha2sha: {given}}}", 1)
+    found = mistakes(npu_project, head=head)
+    assert found.startswith("spec.yaml:5:")
+    assert f": targets.npu.mha2sha{said}" in found
+
+
+def test_the_pass_is_refused_where_linear_layers_become_convolutions() -> None:
     method = MethodSpec(module="", target="npu")
     both = Qnn.options({"soc": "SM8750", "precision": "16a4w_block", "mha2sha": True})
-    assert "mha2sha does not go with 16a4w_block" in str(Qnn.refuses(both, method, {}, {}))
-    for given in ({"mha2sha": True}, {"precision": "16a4w_block"}):
+    assert "{method: rewrite} does" in str(Qnn.refuses(both, method, {}, {}))
+    rewrite = {"precision": "16a4w_block", "mha2sha": {"method": "rewrite"}}
+    for given in ({"mha2sha": True}, {"precision": "16a4w_block"}, rewrite):
         assert Qnn.refuses(Qnn.options({"soc": "SM8750", **given}), method, {}, {}) is None
 
 

@@ -3,6 +3,7 @@ one that ExecuTorch converts rightly, in the simulator, at every precision."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mmpack.examples.adder.model import Adder, AdderConfig
 from mmpack.multimethod.errors import CompileError, TargetError, VerifyError
 from mmpack.multimethod.link import PteFile, read_manifest
 from mmpack.multimethod.targets import BACKENDS
-from mmpack.multimethod.targets.qnn_heads import find_blocks, wants_conversion
+from mmpack.multimethod.targets.qnn_attention import find_blocks, wants_conversion
 from mmpack.multimethod.verify.compare import difference
 from mmpack.multimethod.verify.heads import APART
 from mmpack.wrappers.attention import Attention
@@ -23,6 +24,7 @@ from mmpack.wrappers.attention_block import AttentionBlock
 from mmpack.wrappers.qkv_proj import QkvProj
 
 from .heads import Blocks, run_heads, single_heads
+from .ways import WAYS, Built, build_ways
 
 needs_qnn = pytest.mark.skipif(
     not BACKENDS["qnn"].available().builds, reason="needs pip install 'mmpack[qnn]'"
@@ -226,7 +228,7 @@ class TestBuilding:
         with PteFile.open(project.output) as file:
             manifest = read_manifest(file)
         heads = manifest.methods["block"].extra["heads"]
-        assert (heads["found"], heads["converted"]) == (1, 1)
+        assert (heads["method"], heads["found"], heads["converted"]) == ("pass", 1, 1)
         assert 0 <= heads["apart"] < 0.01
         assert 0 < heads["unconverted_size"] != project.output.stat().st_size
         assert "heads" not in manifest.methods["qkv"].extra
@@ -261,6 +263,26 @@ class TestBuilding:
         assert "has scores of rank 5" in grouped
         for line in (late, repeated, grouped):
             assert "write it as the wrapper `attention_block` does" in line
+            assert "`mha2sha: {method: rewrite}`" in line
+
+    @pytest.mark.slow
+    def test_what_the_pass_cannot_convert_is_rewritten(self, project: Any) -> None:
+        project.file("model.py", "import torch\n" + MODEL)
+        names = ("late", "repeated", "grouped", "folded")
+        project.spec(
+            "methods:" + "".join(block(name, f"model.py:{name.capitalize()}") for name in names),
+            HEAD.format(converted="{method: rewrite}"),
+        )
+        report = project.build(workers=True)
+        for method in report.methods:
+            said = f"{method.signature.method}: 1 of 1 attention blocks in single heads (rewritten)"
+            assert method.note.startswith(said)
+        with PteFile.open(project.output) as file:
+            manifest = read_manifest(file)
+        for name in names:
+            heads = manifest.methods[name].extra["heads"]
+            assert (heads["method"], heads["found"], heads["converted"]) == ("rewrite", 1, 1)
+            assert 0 <= heads["apart"] < 0.01
 
     def test_a_target_without_attention_has_no_use_for_the_option(self, project: Any) -> None:
         project.file("model.py", "import torch\n" + MODEL)
@@ -283,9 +305,20 @@ def of_attention(answer: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 BOTH = {"rotation": "r3", "masked_softmax": True}
-LEAST = {"fp16": 45.0, "16a8w": 25.0, "16a4w": 15.0}
-SLOW = [(precision, options) for precision in LEAST for options in ({}, BOTH)]
+LEAST = {"fp16": 45.0, "16a8w": 25.0, "16a4w": 15.0, "16a4w_block": 15.0}
+SLOW = [(precision, options) for precision in ("fp16", "16a8w", "16a4w") for options in ({}, BOTH)]
 SLOW.remove(("16a4w", BOTH))
+
+
+def require_alike(built: Built, precision: str) -> None:
+    """Each way is near eager PyTorch; converted by the pass or rewritten, it is what it was."""
+    for got in built.got.values():
+        hidden, expected = built.inputs[0], built.expected[0]
+        assert sqnr(expected - hidden, got[0] - hidden) > LEAST[precision]
+    for one, other in itertools.combinations(built.got.values(), 2):
+        for a, b in zip(one, other, strict=True):
+            assert difference(a, b) < APART / 2
+    assert len(set(built.sizes.values())) == len(built.got)
 
 
 @needs_qnn
@@ -294,31 +327,56 @@ SLOW.remove(("16a4w", BOTH))
     [("16a4w", BOTH), *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)],
     ids=str,
 )
-def test_the_block_converted_is_the_block_unconverted_and_the_eager_one(
-    precision: str, options: dict[str, Any], tmp_path: Path
+def test_the_block_converted_and_rewritten_is_the_block_unconverted_and_the_eager_one(
+    precision: str, options: dict[str, Any], project: Any
 ) -> None:
-    common = {"precision": precision, "options": options}
-    answers = run_heads(tmp_path, common, {**common, "mha2sha": True})
-    for answer in answers:
-        assert sqnr(*of_attention(answer)) > LEAST[precision]
-    plain, converted = answers
-    assert converted["size"] != plain["size"]
-    for one, other in zip(plain["got"], converted["got"], strict=True):
-        assert difference(one, other) < APART / 2
+    require_alike(build_ways(project, precision, options), precision)
+
+
+@needs_qnn
+@pytest.mark.slow
+def test_the_block_rewritten_is_right_with_a_scale_for_each_block_of_weights(project: Any) -> None:
+    ways = {way: given for way, given in WAYS.items() if way != "passed"}  # which gets it wrong
+    require_alike(build_ways(project, "16a4w_block", BOTH, ways=ways), "16a4w_block")
 
 
 @needs_qnn
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp16", "16a4w"])
 def test_axes_as_long_as_there_are_heads_are_not_taken_for_heads(
-    precision: str, tmp_path: Path
+    precision: str, project: Any
 ) -> None:
     sizes = {"width": 64, "heads": 8, "kv_heads": 2, "head_dim": 8, "new": 8, "past": 8}
-    common = {"precision": precision, "options": BOTH, "sizes": sizes}
-    plain, converted = run_heads(tmp_path, common, {**common, "mha2sha": True})
-    assert sqnr(*of_attention(plain)) > LEAST[precision]
-    for one, other in zip(plain["got"], converted["got"], strict=True):
-        assert difference(one, other) < APART / 2
+    require_alike(build_ways(project, precision, BOTH, sizes), precision)
+
+
+CANNOT = ("projections: packed", "rotary: chunk", "groups: repeat_interleave", "groups: sdpa")
+FORMS_MODEL = """
+def make():
+    torch.manual_seed(1)
+    forms = [FORMS[name] for name in {names}]
+    return nn.ModuleList([Attention(cache="", **form) for form in forms])
+
+def examples():
+    for seed in range(8):
+        yield Attention(cache="").inputs(seed)
+"""
+
+
+@needs_qnn
+@pytest.mark.slow
+def test_forms_that_the_pass_fails_on_are_rewritten_and_run(project: Any) -> None:
+    forms = Path(__file__).with_name("forms.py").read_text()
+    project.file("model.py", forms + FORMS_MODEL.format(names=CANNOT))
+    head = HEAD.format(converted="{method: rewrite}, precision: 16a8w")
+    inputs = "{hidden: [1, 4, 24], cos: [4, 8], sin: [4, 8], mask: [4, 4]}"
+    wanted = f"target: npu, calibration: model.py:examples, inputs: {inputs}"
+    methods = [f"  f{i}: {{module: '{i}', {wanted}}}\n" for i in range(len(CANNOT))]
+    project.spec("methods:\n" + "".join(methods), head)
+    report = project.build(workers=True)  # which holds them against eager and unconverted ones
+    for method in report.methods:
+        assert "1 of 1 attention blocks in single heads (rewritten)" in method.note
+        assert method.delegated == method.operators
 
 
 @needs_qnn
