@@ -195,7 +195,8 @@ def fake_sdk(root: Path, *libraries: str) -> Path:
 def test_the_wheel_is_found_and_its_version_read(wheel: Any) -> None:
     _, home = wheel
     found = Qnn.available()
-    assert (found.builds, found.runs, found.remedy) == (True, True, None)
+    assert (found.builds, found.runs) == (True, True)
+    assert found.remedy == "pip install --force-reinstall --no-deps onnxruntime-qnn==2.5.0"
     assert found.detail == "QNN 2.49.40, from onnxruntime-qnn 2.5.0"
     environment = Qnn.environment(Options("SM8750"))
     assert environment["QNN_SDK_ROOT"] == ""  # set, so that executorch downloads none
