@@ -148,7 +148,9 @@ def _post_training(
         marks = _write_back(prepared, plan.state)
         converted = convert_pt2e(prepared)
     assert isinstance(converted, GraphModule)
-    for node in [node for node in converted.graph.nodes if node.name in marks]:
+    marked = [node for node in converted.graph.nodes if node.name in marks]
+    assert len(marked) == len(marks), "torchao has renamed what was marked"
+    for node in marked:
         converted.graph.erase_node(node)
     converted.recompile()
     return converted

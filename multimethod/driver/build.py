@@ -72,8 +72,9 @@ def build(
             verified = _verify(parts, model, target, progress)
         if verified is not None:
             verified.require_right()
-            heads = compare_converted(parts, model, store, jobs, progress)
-            parts = attrs.evolve(parts, heads=heads)
+        # In any case: a conversion that went wrong is none of the user's doing.
+        heads = compare_converted(parts, model, store, jobs, progress)
+        parts = attrs.evolve(parts, heads=heads)
     progress.stage("link", 1)
     report = link_parts(parts, verified, target)
     progress.done("")

@@ -239,9 +239,10 @@ class TestBuilding:
         project.file("model.py", "import torch\n" + MODEL)
         text = "methods:" + block("block", "model.py:Folded") + "    tolerance: 1000\n"
         project.spec(text, HEAD.format(converted="true"))
-        with pytest.raises(VerifyError, match=r"block: its attention .* is off by .* unconverted"):
-            project.build(workers=True)
-        assert not project.output.exists()
+        for verify in (True, False):
+            with pytest.raises(VerifyError, match=r"block: its attention .* is off by .* unconver"):
+                project.build(workers=True, verify=verify)
+            assert not project.output.exists()
         project.spec(text.replace("1000", "0.02"), HEAD.format(converted="false"))
         project.build(workers=True)  # it is the conversion that is wrong, not the method
 
