@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
+import pytest
+
 from mmpack.multimethod.report.doctor import PACKAGES
 from mmpack.multimethod.targets.qnn_sdk import BESIDES, PACKAGE, WORKS
+from mmpack.multimethod.versions import SUPPORTED, require_supported, requirement
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("multimethod", "wrappers", "examples", "cli.py")
@@ -94,3 +97,81 @@ def test_nothing_is_installed_that_nobody_imports() -> None:
     assert listed("options", "install_requires") - used == set()
     used = {p for m in third_party("tests") for p in packages(m)}
     assert listed("options.extras_require", "test") - used - COMMANDS == set()
+
+
+def test_the_versions_that_are_required_are_those_that_pip_is_told() -> None:
+    lines = (ROOT / "setup.cfg").read_text().splitlines()
+    assert set(SUPPORTED) == {"torch", "executorch"}
+    for package in SUPPORTED:
+        (line,) = [line.strip() for line in lines if re.match(rf" +{package}[<>=~!]", line)]
+        assert requirement(package) == line
+    assert {requirement("torch"), requirement("executorch")} == {
+        "torch>=2.13,<2.14",
+        "executorch>=1.5.1,<1.6",
+    }
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
+    """Versions that are found instead of those installed; None for a package that is missing."""
+    versions: dict[str, str | None] = {"torch": "2.13.0", "executorch": "1.5.1"}
+    real = metadata.version
+
+    def version(package: str) -> str:
+        if package not in versions:
+            return real(package)
+        if (told := versions[package]) is None:
+            raise metadata.PackageNotFoundError(package)
+        return told
+
+    monkeypatch.setattr(metadata, "version", version)
+    return versions
+
+
+@pytest.mark.parametrize(
+    ("package", "version"),
+    [
+        ("torch", "2.13.0"),
+        ("torch", "2.13"),
+        ("torch", "2.13.0+cpu"),
+        ("torch", "2.13.1+cu130"),
+        ("torch", "2.13.12"),
+        ("executorch", "1.5.1"),
+        ("executorch", "1.5.2+cpu"),
+        ("executorch", "1.5.10"),
+    ],
+)
+def test_a_right_version_is_taken(package: str, version: str, found: dict[str, str | None]) -> None:
+    found[package] = version
+    require_supported()
+
+
+@pytest.mark.parametrize(
+    ("package", "version"),
+    [
+        ("torch", "2.12.1"),
+        ("torch", "2.9.1+cpu"),
+        ("torch", "2.14.0"),
+        ("torch", "2.14"),
+        ("torch", "3.0"),
+        ("torch", "unknown"),
+        ("torch", None),
+        ("executorch", "1.5.0"),
+        ("executorch", "1.5"),
+        ("executorch", "1.4.1"),
+        ("executorch", "1.6.0"),
+        ("executorch", "1.6.0a0+cpu"),
+        ("executorch", "2.0"),
+        ("executorch", None),
+    ],
+)
+def test_a_wrong_version_is_one_line_with_what_is_needed_found_and_to_be_done(
+    package: str, version: str | None, found: dict[str, str | None]
+) -> None:
+    found[package] = version
+    needed = {"torch": "torch>=2.13,<2.14", "executorch": "executorch>=1.5.1,<1.6"}[package]
+    with pytest.raises(ImportError) as error:
+        require_supported()
+    assert str(error.value) == (
+        f"mmpack needs {needed}, found {version or 'none'}: pip install '{needed}'"
+    )

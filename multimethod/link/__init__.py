@@ -4,14 +4,11 @@ Nothing here imports torch or executorch, so that looking into a file takes mill
 """
 
 from mmpack.multimethod.link.check import open_program
+from mmpack.multimethod.link.check_manifest import read_manifest
 from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.link.integrity import check_integrity
 from mmpack.multimethod.link.linker import LinkReport, link
-from mmpack.multimethod.link.manifest import (
-    Manifest,
-    MethodRecord,
-    read_manifest,
-)
+from mmpack.multimethod.link.manifest import Manifest, MethodRecord
 from mmpack.multimethod.link.method_sizes import sizes
 from mmpack.multimethod.link.signatures import foreign_signature
 

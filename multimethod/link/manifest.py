@@ -1,7 +1,7 @@
 """The manifest: what mmpack knows about a program, as JSON inside the program.
 
     with PteFile.open("model.pte") as file:
-        manifest = read_manifest(file)
+        manifest = read_manifest(file)  # in `check_manifest.py`
         print(manifest.methods["qkv_proj"].signature)
 
 It is the named data blob `mmpack.manifest`, so it is read without running anything, and a
@@ -18,13 +18,13 @@ from attrs import field, frozen
 from cattrs.preconf.json import make_converter
 
 from mmpack.multimethod.errors import FormatError
-from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.scale import EndScales
 from mmpack.multimethod.signature import Signature
 
 MANIFEST_KEY = "mmpack.manifest"
 VERSION = 1
-_LARGEST = 256 << 20
+_DEEPEST = 100
+"""Levels of lists and mappings; ours have about ten."""
 
 Constant = int | float | bool | str
 
@@ -98,26 +98,13 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def read_manifest(file: PteFile) -> Manifest | None:
-    """The manifest of a program; None if mmpack did not make it. Raises FormatError."""
-    segment = file.named.get(MANIFEST_KEY)
-    if segment is None:
-        return None
-    if file.segments[segment].size > _LARGEST:
-        raise FormatError(f"{file.path}: its manifest has {file.segments[segment].size} bytes")
-    manifest = parse_manifest(file.segment_bytes(segment), str(file.path))
-    strange = sorted((set(manifest.methods) | set(manifest.constants)) - set(file.methods))
-    if strange:
-        raise FormatError(f"{file.path}: manifest: the program has no method {strange[0]!r}")
-    return manifest
-
-
 def parse_manifest(data: bytes, what: str) -> Manifest:
     """The way back from `manifest_bytes`; `what` starts the messages of its FormatErrors."""
     try:
         plain = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{what}: manifest: not JSON: {error}") from error
+    _refuse_unwritable(plain, what)
     version = plain.get("version") if isinstance(plain, dict) else None
     if not isinstance(version, int):
         raise FormatError(f"{what}: manifest: has no version")
@@ -130,3 +117,25 @@ def parse_manifest(data: bytes, what: str) -> Manifest:
     except (cattrs.BaseValidationError, RecursionError) as error:
         lines = cattrs.transform_error(error) if isinstance(error, Exception) else [str(error)]
         raise FormatError(f"{what}: manifest: " + "; ".join(lines)) from error
+
+
+def _refuse_unwritable(plain: Any, what: str) -> None:
+    """What JSON can say but nothing that walks or writes it can cope with: it nests too deep, or
+    its text is half a character (`"\\ud800"`)."""
+    level = [plain]
+    for _ in range(_DEEPEST):
+        texts = [text for text in level if isinstance(text, str)]
+        texts += [key for part in level if isinstance(part, dict) for key in part]
+        try:
+            "".join(texts).encode()
+        except UnicodeEncodeError as error:
+            raise FormatError(f"{what}: manifest: has text that is none: {error}") from error
+        level = [
+            inner
+            for part in level
+            if isinstance(part, dict | list)
+            for inner in (part.values() if isinstance(part, dict) else part)
+        ]
+        if not level:
+            return
+    raise FormatError(f"{what}: manifest: has more than {_DEEPEST} levels")

@@ -8,9 +8,10 @@ from typing import Any
 from attrs import evolve
 
 from mmpack.multimethod.errors import LinkError
+from mmpack.multimethod.link.check_manifest import read_manifest
 from mmpack.multimethod.link.constant_methods import constant_of
 from mmpack.multimethod.link.file import PteFile
-from mmpack.multimethod.link.manifest import Constant, Manifest, MethodRecord, read_manifest
+from mmpack.multimethod.link.manifest import Constant, Manifest, MethodRecord
 from mmpack.multimethod.link.names import file_labels
 from mmpack.multimethod.link.schema import DelegateCall, ExecutionPlan, Instruction, KernelCall
 from mmpack.multimethod.link.signatures import foreign_signature

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
+from mmpack.cli import main
 from mmpack.examples.adder import demo, sums
 from mmpack.examples.adder.evaluate import accuracy, complete
 from mmpack.multimethod import inspect, load
@@ -18,7 +23,7 @@ from mmpack.multimethod.compile.model import load_model
 from mmpack.multimethod.errors import CallError
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.samples import random_inputs
-from mmpack.multimethod.spec import load_spec
+from mmpack.multimethod.spec import SpecFile, load_spec
 from mmpack.multimethod.verify.compare import combinations
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -132,8 +137,13 @@ class TestAdder:
         return model_of("adder")
 
     def test_it_is_as_small_as_its_weights(self, program: Program, model: nn.Module) -> None:
-        assert unique_bytes(model) < 2_000_000
-        assert program.path.stat().st_size <= largest_allowed(model, len(program.method_names))
+        weights, size = unique_bytes(model), program.path.stat().st_size
+        assert weights < 2_000_000
+        methods = set(program) - set(program.constants)
+        assert len(methods) == 24 and len(program) == 26
+        assert size <= largest_allowed(model, 24)
+        # So little besides that a second copy of a layer, or of lm_head, would show.
+        assert size - weights < weights / 10
 
     def test_only_attention_is_dynamic(self, program: Program) -> None:
         dynamic = {name for name in program if program.signature(name).dynamic}
@@ -198,10 +208,72 @@ class TestAdder:
         assert not list(tmp_path.iterdir())
 
     def test_the_demo_shows_that_both_agree(
-        self, example: Example, build_cache: Path, tmp_path: Path, capsys: Any
+        self,
+        program: Program,
+        model: nn.Module,
+        build_cache: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
-        example("adder")
+        """What it prints is what the program and the model give here for the prompt it shows."""
+        capsys.readouterr()
         demo.demo("123+989", tmp_path / "adder.pte", cache=build_cache)
         shown = capsys.readouterr().out
-        assert "123+989=1112" in shown
-        assert "program       '1112\\n'" in shown and "eager PyTorch '1112\\n'" in shown
+        table = shown.partition("method ")[2].partition("dims: ")[0].splitlines()
+        assert table[0].split()[:3] == ["target", "inputs", "delegated"]
+        assert [row.split()[0] for row in table[1:]] == [
+            name for name in program if name not in program.constants
+        ]
+        assert (tmp_path / "adder.pte").read_bytes() == program.path.read_bytes()
+
+        said = re.search(
+            r"\n\n(\d+) tokens in (\d+) chunks:\n\n(.*)\n\nprogram       (.*)\neager PyTorch (.*)\n"
+            r"max error of (\d+) × 256 logits: (.*)\n$",
+            shown,
+            re.DOTALL,
+        )
+        assert said is not None
+        text = said[3].removesuffix("1112")
+        assert text.endswith("\n123+989=") and len(text) + 4 == len(said[3])
+        assert len(text.splitlines()) > 2  # worked examples
+        assert int(said[1]) == len(text) > 32
+        assert int(said[2]) == math.ceil(len(text) / 32) >= 2
+        prompt = torch.tensor([list(text.encode())])
+        tokens, logits = demo.generate(program, prompt)
+        with torch.no_grad():
+            expected = model(torch.tensor([[*text.encode(), *b"1112"]]))[0]
+        assert bytes(tokens) == b"1112\n" == bytes(expected[len(text) - 1 :].argmax(1).tolist())
+        assert said[4] == said[5] == "'1112\\n'"
+        assert int(said[6]) == len(expected) == len(text) + 4
+        error = float((logits - expected).abs().max())
+        assert 0 < error < 1e-3
+        assert said[7] == f"{error:.1e}"
+
+    @pytest.mark.parametrize("what", ["logits", "tokens"])
+    def test_a_demo_that_disagrees_fails(
+        self,
+        what: str,
+        program: Program,
+        build_cache: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Of the model that is compared with, other weights: by little, so that the tokens are the
+        same and only the logits tell; or so much that it answers something else."""
+        loaded = demo.load_model
+
+        def other(spec_file: SpecFile) -> nn.Module:
+            model = loaded(spec_file)
+            with torch.no_grad():
+                head = model.get_parameter("lm_head.weight")
+                head.mul_(1.001 if what == "logits" else -1)
+            return model
+
+        monkeypatch.setattr(demo, "load_model", other)
+        command = ["demo", "--output", str(tmp_path / "adder.pte"), "--cache", str(build_cache)]
+        result = CliRunner().invoke(main, command)
+        logging.disable(logging.NOTSET)
+        assert result.exit_code == 8
+        assert result.stderr == "error: the program and eager PyTorch do not agree\n"
+        written = re.findall(r"(?:program      |eager PyTorch) '(.*)'", result.stdout)
+        assert (written[0] == written[1] == "1112\\n") == (what == "logits")

@@ -31,6 +31,14 @@ SIGNATURE = Signature(
     (ValueSpec("out", "float32", (1, "kv + 1", 32)),),
     {"kv": KV},
 )
+FORWARD = Signature(
+    "forward",
+    (ValueSpec("x", "float32", (2, 32)),),
+    (ValueSpec("out", "float32", (2, 32)),),
+    {"kv": KV},
+)
+"""What the program `mlp` can say of its method, with a dim besides."""
+
 RECORD = MethodRecord(
     signature=SIGNATURE,
     target="cpu",
@@ -95,7 +103,7 @@ def test_scales_that_are_none(right: bytes, wrong: bytes) -> None:
 
 def test_linked_programs_have_one(pte: Pte, tmp_path: Path) -> None:
     given = Manifest(
-        methods={"forward": evolve(RECORD, signature=evolve(SIGNATURE, method="forward"))},
+        methods={"forward": evolve(RECORD, signature=FORWARD)},
         mmpack="0.1.0",
     )
     link([pte("put"), pte("mlp")], tmp_path / "x.pte", manifest=given, constants={"n": 3})
@@ -125,8 +133,8 @@ def flow(*steps: dict[str, Any]) -> dict[str, Any]:
 
 
 def program(pte: Pte, path: Path, dim: Dim = KV, flows: dict[str, Any] | None = None) -> Path:
-    """A program that says of itself that its `forward` is `SIGNATURE`, with this dim."""
-    signature = evolve(SIGNATURE, method="forward", dims={dim.name: dim})
+    """A program that says of itself that its `forward` is `FORWARD`, with this dim."""
+    signature = evolve(FORWARD, dims={dim.name: dim})
     record = evolve(RECORD, signature=signature)
     link([pte("mlp")], path, manifest=Manifest({"forward": record}, flow=flows or {}, mmpack="9"))
     return path
@@ -163,7 +171,7 @@ def test_provenance_of_files_of_one_name(pte: Pte, tmp_path: Path) -> None:
     for folder in ("one", "two", "three/one"):
         (tmp_path / folder).mkdir(parents=True)
         made.append(tmp_path / folder / "model.pte")
-        record = evolve(RECORD, signature=evolve(SIGNATURE, method="forward"))
+        record = evolve(RECORD, signature=FORWARD)
         given = Manifest({"forward": record}, provenance={"spec": folder}, mmpack="9")
         link([pte("mlp")], made[-1], manifest=given, rename={"forward": "forward"})
     made.append(program(pte, tmp_path / "other.pte"))

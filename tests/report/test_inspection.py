@@ -10,6 +10,11 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import to_edge_transform_and_lower
+from executorch.exir._serialize._program import deserialize_pte_binary
+from torch import nn
+from torch.export import export
 
 from mmpack.multimethod import FormatError, inspect, load
 from mmpack.multimethod.link import link, open_program, read_manifest
@@ -236,3 +241,74 @@ def test_attention_in_single_heads_is_shown(
     assert plain["window"]["heads"] == {}
     lines = [line for line in str(seen).splitlines() if "attention blocks" in line]
     assert lines == ([told] if told is not None else [])
+
+
+class _Both(nn.Module):
+    """A linear layer of 16 × 12 and its bias, and another 12 × 12 of one method's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.common, self.own = nn.Linear(16, 12), nn.Linear(12, 12, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.common(x)
+        return y
+
+
+class _More(nn.Module):
+    def __init__(self, both: _Both) -> None:
+        super().__init__()
+        self.both = both
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.both.own(torch.relu(self.both.common(x)))
+        return y
+
+
+COMMON, OWN = (16 * 12 + 12) * 4, 12 * 12 * 4
+"""Bytes of the weights that both methods use, and that one does."""
+
+
+@pytest.mark.parametrize("backend", ["portable", "xnnpack"])
+def test_data_and_arenas_are_those_that_executorch_reads(backend: str, tmp_path: Path) -> None:
+    """Two methods that share a layer: constants of kernels, or named data of delegates."""
+    both, path = _Both().eval(), tmp_path / "sharing.pte"
+    lowered = to_edge_transform_and_lower(
+        {
+            "one": export(both, (torch.ones(3, 16),)),
+            "two": export(_More(both).eval(), (torch.ones(50, 16),)),
+        },
+        partitioner=[XnnpackPartitioner()] if backend == "xnnpack" else None,
+    )
+    path.write_bytes(lowered.to_executorch().buffer)
+    seen, theirs = inspect(path), deserialize_pte_binary(path.read_bytes())
+
+    plans = {plan.name: plan for plan in theirs.program.execution_plan}
+    arenas = {name: method.arenas for name, method in seen.methods.items()}
+    assert arenas == {n: tuple(p.non_const_buffer_sizes[1:]) for n, p in plans.items()}
+    assert arenas["one"] != arenas["two"] and all(len(sizes) == 1 for sizes in arenas.values())
+    assert arenas["two"][0] >= 50 * (16 + 12) * 4  # its input and its output
+
+    constants = [len(buffer.storage) for buffer in theirs.program.constant_buffer]
+    blobs = theirs.named_data
+    named = (
+        {k: len(blobs.buffers[e.buffer_index]) for k, e in blobs.pte_data.items()} if blobs else {}
+    )
+    assert seen.named == named
+    assert seen.constant_data == sum(constants)
+    stored = [size for size in (*constants, *named.values()) if size]  # the first constant is none
+    assert sorted(stored) == sorted([16 * 12 * 4, 12 * 4, OWN])
+    assert bool(named) == (backend == "xnnpack")
+    assert seen.shared == COMMON
+    delegates = {
+        name: sum(
+            len(theirs.program.backend_delegate_data[d.processed.index].data)
+            for d in plan.delegates
+        )
+        for name, plan in plans.items()
+    }
+    assert {name: method.bytes for name, method in seen.methods.items()} == {
+        "one": COMMON + delegates["one"],
+        "two": COMMON + OWN + delegates["two"],
+    }

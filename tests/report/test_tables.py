@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -14,6 +15,7 @@ from mmpack.multimethod import BuildReport, Dim, LinkReport, Signature, ValueSpe
 from mmpack.multimethod.driver.records import MethodReport
 from mmpack.multimethod.link import Manifest
 from mmpack.multimethod.report.tables import (
+    PIPE,
     Fitted,
     build_summary,
     build_table,
@@ -54,6 +56,29 @@ def test_a_build_is_shown_method_by_method() -> None:
         "layers.0.[odd]  cpu     hidden [1, n, 96], ids int64 [n]        75%  2.5 MB    2.0e-06\n"
         "empty           plain                                             –     0 B    2.0e-06"
     )
+
+
+def test_the_share_delegated_is_that_of_the_build(project: Any) -> None:
+    """XNNPACK takes three of four operators: no cumulative sum; portable none, of one."""
+    project.model(
+        """\
+        class Model(nn.Module):
+            def forward(self, x):
+                return torch.abs(torch.relu(torch.cumsum(x, 1))) + x
+
+            def sums(self, x):
+                return torch.cumsum(x, 1)
+        """
+    ).spec(
+        """\
+        methods:
+          most: {module: ".", target: cpu, inputs: {x: [2, 3]}}
+          none: {module: ".", call: sums, target: plain, inputs: {x: [2, 3]}}
+        """
+    )
+    rows = shown(build_table(project.build()), PIPE).splitlines()
+    at = rows[0].index("delegated")
+    assert [row[at : at + len("delegated")].strip() for row in rows[1:]] == ["75%", "0%"]
 
 
 ALL = ("method", "target", "inputs", "delegated", "size", "max error")
