@@ -28,9 +28,20 @@ def trained(seed: int, steps: int = 2) -> dict[str, Tensor]:
 
 def test_one_seed_gives_one_set_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "TOKENS_PER_STEP", 256)
+    shown: list[Tensor] = []
+
+    def noted(rng: random.Random) -> tuple[Tensor, Tensor]:
+        made = batch(rng)
+        shown.append(made[0])
+        return made
+
+    monkeypatch.setattr(train, "batch", noted)
     one = trained(7)
     torch.rand(3), random.random()  # what came before does not count
     again, other, sooner = trained(7), trained(8), trained(7, steps=1)
+    steps = [tuple(tokens.flatten().tolist()) for tokens in shown]  # 2 + 2 + 2 + 1
+    assert steps[:2] == steps[2:4] and steps[6] == steps[0]
+    assert not {*steps[:2]} & {*steps[4:6]} and steps[0] != steps[1]
     assert one.keys() == again.keys()
     assert all(torch.equal(one[name], again[name]) for name in one)
     matrices = [name for name in one if one[name].dim() == 2]
