@@ -199,7 +199,10 @@ def _wrapper(spec_file: SpecFile, name: str, method: MethodSpec, module: nn.Modu
     given = f" with {method.args}" if method.args else ""
     doing = f"making {method.wrapper} of {_shown(method.module)}{given}"
     with users_code(spec_file, where, doing):
-        wrapped = wrapper(module, **method.args)
+        try:
+            wrapped = wrapper(module, **method.args)
+        except ModelError as error:  # what a wrapper of ours refuses, in its own words
+            raise model_error(spec_file, where, f"{doing}: {error}") from error
     if not isinstance(wrapped, nn.Module):
         message = f"{method.wrapper} made {a_value(wrapped)}, expected a torch.nn.Module"
         raise model_error(spec_file, where, message)
