@@ -18,10 +18,7 @@ from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.targets import BACKENDS
 from mmpack.multimethod.verify.checked import Checked, Verified
-from mmpack.multimethod.verify.heads import (
-    heads_note,
-    heads_record,
-)
+from mmpack.multimethod.verify.heads import heads_note, heads_record
 from mmpack.multimethod.versions import installed
 
 

@@ -77,16 +77,12 @@ def _fits(
             continue
         if isinstance(size, str) and size not in (dims or {}):
             return False
-        least, largest = (size, size) if isinstance(size, int) else _extent((dims or {})[size])
-        if isinstance(bound, int) and not least == largest == bound:
+        dim = Dim("", size, size) if isinstance(size, int) else (dims or {})[size]
+        if isinstance(bound, int) and not dim.min == dim.max == bound:
             return False
-        if isinstance(bound, str) and not 0 <= least <= largest <= most[bound].max:
+        if isinstance(bound, str) and not 0 <= dim.min <= dim.max <= most[bound].max:
             return False
     return True
-
-
-def _extent(dim: Dim) -> tuple[int, int]:
-    return dim.min, dim.max
 
 
 def _is_ranges(plain: Any) -> bool:

@@ -96,27 +96,34 @@ def draft(data: dict[str, Any]) -> Draft:
         if wrong:
             broken.add(("flow", name))
             spoilt[name] = spoilt.get(name, frozenset()) | {"each"}
-    remains = list(_remaining_methods(data, findings))
+    remains, templates = _remaining_methods(data, findings)
+    findings += templates
     return Draft(spec, frozenset(broken), expansion.methods, steps, findings, remains, spoilt)
 
 
-def _remaining_methods(data: dict[str, Any], findings: list[Finding]) -> Iterable[Remains]:
-    """What is left of the methods that `findings` are about; their templates are looked at here."""
+def _remaining_methods(
+    data: dict[str, Any], findings: list[Finding]
+) -> tuple[list[Remains], list[Finding]]:
+    """What is left of the methods that `findings` are about, and what else is wrong with their
+    templates."""
+    remains: list[Remains] = []
+    found: list[Finding] = []
     for name, entry, wrong in _spoilt_entries(data, "methods", findings):
         made = _remains(MethodSpec, entry, wrong)
         if made is None:
             continue
         method, spoilt = made
         templates = [] if "each" in spoilt else wrong_templates(name, method)
-        findings += [f for f in templates if f not in findings and f.keys[2:3] != ("each",)]
+        found += [f for f in templates if f not in findings and f.keys[2:3] != ("each",)]
         if "each" not in spoilt and not templates:
             for full_name, expanded in expand_one(name, method).items():
-                yield Remains(full_name, expanded.item, expanded.origin, spoilt)
+                remains.append(Remains(full_name, expanded.item, expanded.origin, spoilt))
             continue
         # It cannot be known what its templates become.
         kept = {a.name: getattr(method, a.name) for a in attrs.fields(MethodSpec)}
         unfilled = {field for field, value in kept.items() if unknown_symbols(value, {}, ())}
-        yield Remains(name, method, Origin(("methods", name), {}), spoilt | unfilled)
+        remains.append(Remains(name, method, Origin(("methods", name), {}), spoilt | unfilled))
+    return remains, found
 
 
 def _flows(

@@ -55,7 +55,6 @@ class Backend(ABC):
     """One backend. Its options are the fields of `Options`, an attrs record."""
 
     name: ClassVar[str]
-    summary: ClassVar[str]
     Options: ClassVar[type]
     delegate: ClassVar[str | None] = None
     """What ExecuTorch calls its delegate; None for one that delegates nothing."""

@@ -17,7 +17,6 @@ class Options:
 
 class Portable(Backend):
     name = "portable"
-    summary = "ExecuTorch's portable kernels on the CPU: any operator, static and dynamic shapes"
     Options = Options
 
     @classmethod

@@ -79,7 +79,6 @@ class Options:
 
 class Qnn(Backend):
     name = "qnn"
-    summary = "Qualcomm NPUs through QNN, and their simulator on x86 Linux: static shapes"
     Options = Options
     delegate = "QnnBackend"
     external = True

@@ -12,11 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmpack.multimethod.errors import CompileError
-from mmpack.multimethod.targets.qnn_attention import (
-    LINEAR,
-    PRODUCT,
-    find_blocks,
-)
+from mmpack.multimethod.targets.qnn_attention import LINEAR, PRODUCT, find_blocks
 from mmpack.multimethod.targets.qnn_boxes import Box, Range, tiling, whole
 from mmpack.multimethod.targets.qnn_moves import DEQUANTIZE, MOVES, QUANTIZE, source
 from mmpack.multimethod.targets.qnn_nodes import constants, operator, shape

@@ -32,7 +32,6 @@ class Options:
 
 class Xnnpack(Backend):
     name = "xnnpack"
-    summary = "XNNPACK on ARM and x86 CPUs: float32 or quantized, static and dynamic shapes"
     Options = Options
     delegate = "XnnpackBackend"
 

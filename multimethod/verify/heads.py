@@ -98,12 +98,12 @@ def compare_heads(
             program.reset()  # frees what is loaded, here and now
         compared[name] = Compared(apart, plain.by_name[name].path.stat().st_size)
         if apart > APART:
-            who, else_ = "ExecuTorch", f"{ADVICE}"
+            who, way_out = "ExecuTorch", ADVICE
             if _heads(converted, name).get("method") == "rewrite":
-                who, else_ = "mmpack", f"build it without `{OPTION}`"
+                who, way_out = "mmpack", f"build it without `{OPTION}`"
             wrong.append(
                 f"{name}: its attention converted to single heads is off by {apart:.3g} from "
-                f"itself unconverted, allowed {APART:.3g}: {who} converted it wrongly; {else_}"
+                f"itself unconverted, allowed {APART:.3g}: {who} converted it wrongly; {way_out}"
             )
         progress.done(name)
     if wrong:

@@ -26,10 +26,9 @@ def test_they_are_found_by_looking_into_the_folder() -> None:
 
 @pytest.mark.parametrize("name", BACKENDS)
 class TestEveryBackend:
-    def test_has_a_name_and_a_line_about_itself(self, name: str) -> None:
+    def test_has_its_name(self, name: str) -> None:
         backend = BACKENDS[name]
         assert issubclass(backend, Backend) and backend.name == name
-        assert backend.summary and "\n" not in backend.summary
 
     def test_has_options_that_are_an_attrs_record(self, name: str) -> None:
         assert attrs.has(BACKENDS[name].Options)
@@ -85,7 +84,6 @@ class Options:
 
 class Another(Portable):
     name = "another"
-    summary = "portable kernels, for matrices"
     Options = Options
 
     @classmethod
