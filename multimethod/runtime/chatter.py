@@ -14,7 +14,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-_one_at_a_time = threading.RLock()
+STDERR = threading.RLock()
+"""Held by whoever has put something else in place of the process's stderr, from before that until
+it is back: threads that took turns within that would put back each other's. A call within a call
+(in a signal's handler, in the release of a program) may have it again."""
 
 
 @contextmanager
@@ -22,10 +25,9 @@ def caught() -> Iterator[Callable[[], str]]:
     """Redirect the process's stdout and stderr, also those of C++, to a temporary file.
 
     Yields a function that returns what has been printed so far. The redirection holds for the
-    whole process, so keep what is inside short. Threads take turns: two that swapped the same
-    two descriptors would leave the process without a terminal.
+    whole process, so keep what is inside short. Threads take turns, and so do calls of methods.
     """
-    with _one_at_a_time, tempfile.TemporaryFile(buffering=0) as file:
+    with STDERR, tempfile.TemporaryFile(buffering=0) as file:
         # Both Python's streams and the descriptors: ExecuTorch's Python binding prints to
         # `sys.stderr`, which a notebook or a test has put elsewhere, and the rest to descriptor 2.
         stream = io.TextIOWrapper(file, errors="replace", write_through=True)  # type: ignore[type-var]

@@ -17,6 +17,7 @@ from typing import Any, Self
 from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.runtime.arguments import Arguments
+from mmpack.multimethod.runtime.chatter import STDERR
 from mmpack.multimethod.runtime.contexts import Contexts, read_contexts
 from mmpack.multimethod.runtime.facts import Facts, read_facts
 from mmpack.multimethod.runtime.failures import LISTENER, explained
@@ -49,16 +50,18 @@ class Method:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         inputs = self._arguments.accept(args, kwargs)
         run = self._run or self.prepare()
-        stderr, sys.stderr = sys.stderr, LISTENER
-        try:
-            return self._result(run(inputs))
-        except RuntimeError as error:
-            raise explained(error, self.signature, self.ranges, inputs) from error
-        finally:
-            if sys.stderr is LISTENER:
-                sys.stderr = stderr
-            if LISTENER.tell():
-                LISTENER.pass_on(stderr)
+        # No thread waits here for long: the runtime holds the GIL while a method runs.
+        with STDERR:
+            stderr, sys.stderr = sys.stderr, LISTENER
+            try:
+                return self._result(run(inputs))
+            except RuntimeError as error:
+                raise explained(error, self.signature, self.ranges, inputs) from error
+            finally:
+                if sys.stderr is LISTENER:
+                    sys.stderr = stderr
+                if LISTENER.tell():
+                    LISTENER.pass_on(stderr)
 
     def prepare(self) -> Run:
         """Load the method into the runtime now rather than at its first call."""
