@@ -1,8 +1,8 @@
 """Why ExecuTorch failed to run a method, in words.
 
 The runtime answers with a bare number and prints the reason, by way of Python's `sys.stderr`.
-`LISTENER` stands in for that during a call, which costs about 0.6 µs, and the reason becomes part of the
-exception.
+`LISTENER` stands in for that during a call, which costs about 0.6 µs, and the reason becomes part
+of the exception.
 """
 
 from __future__ import annotations
