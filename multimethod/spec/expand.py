@@ -18,7 +18,14 @@ import attrs
 from attrs import frozen
 
 from mmpack.multimethod.spec.mistakes import Finding, Keys, dotted
-from mmpack.multimethod.spec.records import InputSpec, MethodSpec, Spec, StepSpec
+from mmpack.multimethod.spec.records import (
+    Cycle,
+    Each,
+    InputSpec,
+    MethodSpec,
+    Spec,
+    StepSpec,
+)
 from mmpack.multimethod.spec.structure import MANY
 from mmpack.multimethod.spec.templates import fill_text, fill_typed, symbols
 from mmpack.multimethod.spec.wrong import Wrong
@@ -69,12 +76,12 @@ def wrong_templates(template: str, method: MethodSpec) -> list[Finding]:
     same = "is not in the method's name, so all methods would have the same name"
     wrong = [
         Finding((*keys, "each", symbol), f"{{{symbol}}} {same}", at_key=True)
-        for symbol in method.each
-        if symbol not in symbols(template)
+        for symbol, values in method.each.items()
+        if symbol not in symbols(template) and not isinstance(values, Cycle)
     ]
     wrong += unknown_symbols(template, method.each, keys, at_key=True)
     wrong += unknown_symbols(attrs.evolve(method, each={}), method.each, keys)
-    count = prod(len(values) for values in method.each.values())
+    count = _count(method.each)
     if count > MANY:
         wrong.append(Finding((*keys, "each"), f"this makes {count} methods, more than {MANY}"))
     return wrong
@@ -128,7 +135,7 @@ def unroll(
         ]
         wrong += unknown_symbols(attrs.evolve(step, each={}, steps=()), known, here)
         wrong += unknown_symbols(step.each, outer, (*here, "each"))
-        count = times * prod(len(values) for values in step.each.values())
+        count = times * _count(step.each)
         if count > MANY:
             wrong.append(Finding((*here, "each"), f"this makes {count} steps, more than {MANY}"))
         findings += wrong
@@ -149,10 +156,21 @@ def unroll(
     return flat, findings
 
 
-def combinations(each: Mapping[str, tuple[int | str, ...]]) -> Iterator[dict[str, str | int]]:
+def combinations(each: Each) -> Iterator[dict[str, str | int]]:
     """Every combination of the values; the last symbol runs fastest."""
-    for values in itertools.product(*each.values()):
-        yield dict(zip(each, values, strict=True))
+    free = [enumerate(v) for v in each.values() if not isinstance(v, Cycle)]
+    for taken in itertools.product(*free):
+        rest, values, number = iter(taken), {}, 0
+        for symbol, given in each.items():
+            if isinstance(given, Cycle):
+                values[symbol] = given.cycle[number % len(given.cycle)]
+            else:
+                number, values[symbol] = next(rest)
+        yield values
+
+
+def _count(each: Each) -> int:
+    return prod(len(values) for values in each.values() if not isinstance(values, Cycle))
 
 
 def unknown_symbols(

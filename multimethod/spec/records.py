@@ -48,6 +48,17 @@ class TargetSpec:
 
 
 @frozen
+class Cycle:
+    """Values that a symbol of `each` takes in turn, over and over, along with the symbol before it:
+    in `{i: 0..5, kind: {cycle: [near, near, far]}}` kind is `far` where i is 2 or 5."""
+
+    cycle: tuple[int | str, ...]
+
+
+Each = dict[str, tuple[int | str, ...] | Cycle]
+
+
+@frozen
 class MethodSpec:
     """One method of the program, or one per value of `each`.
 
@@ -78,7 +89,7 @@ class MethodSpec:
     precision: str | None = None
     calibration: str | None = None
     sqnr: float | None = None
-    each: dict[str, tuple[int | str, ...]] = field(factory=dict)
+    each: Each = field(factory=dict)
 
 
 @frozen
@@ -107,7 +118,7 @@ class StepSpec:
     with_: dict[str, str] = field(factory=dict)
     gives: dict[str, str] = field(factory=dict)
     append: dict[str, str] = field(factory=dict)
-    each: dict[str, tuple[int | str, ...]] = field(factory=dict)
+    each: Each = field(factory=dict)
     steps: tuple[StepSpec, ...] = ()
 
 

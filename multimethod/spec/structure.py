@@ -16,7 +16,15 @@ from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, overrid
 
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.mistakes import Finding
-from mmpack.multimethod.spec.records import InputSpec, MethodSpec, Spec, StepSpec, TargetSpec
+from mmpack.multimethod.spec.records import (
+    Cycle,
+    Each,
+    InputSpec,
+    MethodSpec,
+    Spec,
+    StepSpec,
+    TargetSpec,
+)
 from mmpack.multimethod.spec.scalars import trap, words
 from mmpack.multimethod.spec.strict import (
     SCALARS,
@@ -83,24 +91,34 @@ def _shape(value: Any, _: Any) -> tuple[int | str, ...]:
     return tuple(each_item(enumerate(value), size).values())
 
 
-def _each(value: Any, _: Any) -> dict[str, tuple[int | str, ...]]:
-    def values(name: Any, given: Any) -> tuple[int | str, ...]:
+def _each(value: Any, _: Any) -> Each:
+    def values(name: Any, given: Any) -> tuple[int | str, ...] | Cycle:
         if not (isinstance(name, str) and name.isidentifier()):
             raise Wrong(f"expected a symbol like i, got {words(name)}", at_key=True)
-        if isinstance(given, str) and ".." in given:
-            ends = integer_range(given, None) or (0, -1)
-            if not 0 <= ends[1] - ends[0] < MANY:
-                raise Wrong(f"expected 1 to {MANY} values, got {max(0, ends[1] - ends[0] + 1)}")
-            return tuple(range(ends[0], ends[1] + 1))
-        given = [given] if type(given) in (int, str) else given
-        if not isinstance(given, list | tuple) or not given:
-            raise Wrong(f"expected a range like 0..3, or a list of values; got {words(given)}")
-        union: Any = int | str
-        return tuple(each_item(enumerate(given), lambda _, v: scalar_union(v, union)).values())
+        if isinstance(given, Mapping):
+            return _converter.structure(given, Cycle)
+        return _several(given)
 
     if not isinstance(value, Mapping):
         raise Wrong(f"expected a mapping like {{i: 0..3}}, got {words(value)}")
-    return each_item(value.items(), values)
+    made = each_item(value.items(), values)
+    if made and isinstance(next(iter(made.values())), Cycle):
+        raise Wrong("a cycle goes along with the symbol before it, and this one is the first")
+    return made
+
+
+def _several(given: Any, _: Any = None) -> tuple[int | str, ...]:
+    """The values of a symbol: a range of integers, or a list, or one."""
+    if isinstance(given, str) and ".." in given:
+        ends = integer_range(given, None) or (0, -1)
+        if not 0 <= ends[1] - ends[0] < MANY:
+            raise Wrong(f"expected 1 to {MANY} values, got {max(0, ends[1] - ends[0] + 1)}")
+        return tuple(range(ends[0], ends[1] + 1))
+    given = [given] if type(given) in (int, str) else given
+    if not isinstance(given, list | tuple) or not given:
+        raise Wrong(f"expected a range like 0..3, or a list of values; got {words(given)}")
+    union: Any = int | str
+    return tuple(each_item(enumerate(given), lambda _, v: scalar_union(v, union)).values())
 
 
 def _inputs(value: Any, _: Any) -> dict[str, InputSpec] | str:
@@ -213,6 +231,7 @@ def _listed(value: Any) -> Any:
 
 _FIELDS: dict[type, dict[str, _Hook]] = {
     InputSpec: {"shape": _shape, "range": integer_range},
+    Cycle: {"cycle": _several},
     MethodSpec: {"each": _each, "inputs": _inputs},
     StepSpec: {"each": _each},
     Spec: {"dims": _dims, "sample": _sample},

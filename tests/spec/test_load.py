@@ -92,6 +92,41 @@ def test_product_of_each_and_filled_sizes(base: str, load: Load) -> None:
     assert tails["tail.1.64"].args == {"layer": 1, "size": 64, "name": "t1"}
 
 
+def test_a_cycle_goes_along_with_the_symbol_before_it(base: str, load: Load) -> None:
+    text = base.replace(
+        "  head:\n",
+        "  tail.{i}.{n}:\n"
+        "    each: {i: 3..6, kind: {cycle: [near, far, 7]}, n: [a, b], k: {cycle: [0]}}\n"
+        "    module: tail.{i}\n"
+        "    wrapper: model.py:Wrapper\n"
+        '    args: {kind: "{kind}", k: "{k}"}\n'
+        "    target: ref\n"
+        "    inputs: {x: [1]}\n"
+        "  head:\n",
+    )
+    methods = load(text).methods
+    kinds = {name[5:]: m.args["kind"] for name, m in methods.items() if name.startswith("tail")}
+    assert kinds == {
+        "3.a": "near", "3.b": "near", "4.a": "far", "4.b": "far",
+        "5.a": 7, "5.b": 7, "6.a": "near", "6.b": "near",
+    }  # fmt: skip
+    assert methods["tail.4.b"].args["k"] == 0
+
+
+@pytest.mark.parametrize(
+    ("each", "message"),
+    [
+        ("{i: {cycle: [a]}}", "a cycle goes along with the symbol before it, and this one is the"),
+        ("{i: 0..1, k: {cycle: []}}", "each.k.cycle: expected a range like 0..3, or a list"),
+        ("{i: 0..1, k: {cycel: [a]}}", "each.k: the key 'cycle' is missing"),
+    ],
+)
+def test_cycles_that_are_none(each: str, message: str, base: str, load: Load) -> None:
+    with pytest.raises(SpecError) as raised:
+        load(base.replace("  head:\n", f"  head.{{i}}:\n    each: {each}\n"))
+    assert message in str(raised.value)
+
+
 def test_nested_each_and_each_beside_run(base: str, load: Load) -> None:
     text = base.replace(
         "      - embed\n",

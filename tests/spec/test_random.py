@@ -27,6 +27,7 @@ from mmpack.multimethod.spec import (
     StepSpec,
     TargetSpec,
 )
+from mmpack.multimethod.spec.records import Cycle, Each
 from mmpack.multimethod.spec.structure import unstructure
 
 BASE = (Path(__file__).parent / "goldens" / "base.yaml").read_text()
@@ -76,10 +77,12 @@ def inputs(draw: st.DrawFn, known: list[str]) -> InputSpec:
 
 @st.composite
 def methods(draw: st.DrawFn, name: str, known: list[str], targets: list[str]) -> MethodSpec:
-    each: dict[str, tuple[int | str, ...]] = {}
+    each: Each = {}
     if "{i}" in name:
         values = st.integers(0, 99) | st.sampled_from(["p", "q"])
         each = {"i": tuple(draw(st.lists(values, min_size=1, max_size=4, unique=True)))}
+        if draw(st.booleans()):
+            each["j"] = Cycle(tuple(draw(st.lists(values, min_size=1, max_size=3))))
     wrapped = draw(st.booleans())
     captured = draw(st.booleans())
     axes = st.dictionaries(
