@@ -8,6 +8,7 @@ half of what is available may go to them.
 from __future__ import annotations
 
 import math
+import resource
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def too_much(needed: int) -> str | None:
         return None
     there = f"{available / 1e9:,.2f} GB that are free here"
     return f"{needed / 1e9:,.2f} GB, more than half of the {there}"
+
+
+def peak_memory() -> tuple[int, int]:
+    """Bytes that this process has had resident at most, files that it maps among them, and those
+    of the largest of the child processes that it has waited for."""
+    own, children = (
+        resource.getrusage(who).ru_maxrss * 1024
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return own, children
 
 
 def available_memory() -> int | None:

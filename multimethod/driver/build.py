@@ -23,8 +23,9 @@ from mmpack.multimethod.driver.records import BuildReport, link_parts, row
 from mmpack.multimethod.driver.room import require_room_for_methods, require_room_for_objects
 from mmpack.multimethod.errors import OutputError, TargetError
 from mmpack.multimethod.flow.program import load
+from mmpack.multimethod.memory import peak_memory
 from mmpack.multimethod.outputs import refuse_overwriting
-from mmpack.multimethod.progress import Progress, Silent
+from mmpack.multimethod.progress import Progress, Silent, Stopwatch
 from mmpack.multimethod.scratch import scratch_folder
 from mmpack.multimethod.spec import SpecFile, load_spec
 from mmpack.multimethod.targets import BACKENDS
@@ -51,7 +52,7 @@ def build(
     Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
     is what it was before, and objects already compiled stay in the cache.
     """
-    progress = progress or Silent()
+    progress = watch = Stopwatch(progress or Silent())
     spec_file = load_spec(spec)
     target = Path(output) if output is not None else Path(f"{spec_file.path.stem}.pte")
     _require_writable(target)
@@ -83,6 +84,8 @@ def build(
         methods=tuple(row(parts, name, report, verified) for name in units),
         flows=verified.flows if verified is not None else (),
         link=report,
+        seconds=watch.stop(),
+        memory=peak_memory(),
     )
 
 

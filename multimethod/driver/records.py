@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +43,18 @@ class MethodReport:
 
 @frozen
 class BuildReport:
-    """What a build did."""
+    """What a build did.
+
+    seconds: how long each stage took. memory: bytes that this process has had resident at most
+    since it began, and those of the largest of its worker processes.
+    """
 
     output: Path
     methods: tuple[MethodReport, ...]
     flows: tuple[Checked, ...]
     link: LinkReport
+    seconds: Mapping[str, float]
+    memory: tuple[int, int]
 
     @property
     def compiled(self) -> int:

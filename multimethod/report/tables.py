@@ -149,7 +149,7 @@ def checked_table(verified: Verified) -> Fitted:
 
 
 def build_summary(report: BuildReport) -> str:
-    """Two or three lines under the table."""
+    """Some lines under the table."""
     total, cached = len(report.methods), len(report.methods) - report.compiled
     if report.compiled == 0:
         compiled = "nothing was compiled: every method was in the cache"
@@ -161,6 +161,9 @@ def build_summary(report: BuildReport) -> str:
         f"{report.output}: {counted(total, 'method')} ({compiled}), {size(report.link.size)}, "
         f"{size(report.link.saved)} saved by sharing",
     ]
+    stages = ", ".join(f"{stage} {took:.1f} s" for stage, took in report.seconds.items())
+    own, worker = map(size, report.memory)
+    lines.append(f"{stages}; peak memory {own}, of a worker {worker}")
     lines += [method.note for method in report.methods if method.note is not None]
     lines += [
         f"{flow.name} was not compared with the model: its reference is none"

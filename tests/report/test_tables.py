@@ -33,6 +33,9 @@ SIGNATURE = Signature(
 )
 
 
+SECONDS, MEMORY = {"model": 0.25, "compile": 12.0}, (812_000_000, 640_000_000)
+
+
 def report(*, cached: bool, error: float | None) -> BuildReport:
     methods = (
         MethodReport(SIGNATURE, "cpu", 12, 9, 2_500_000, cached, error),
@@ -40,7 +43,9 @@ def report(*, cached: bool, error: float | None) -> BuildReport:
     )
     link = LinkReport(Path("m.pte"), 3_000_000, 2_600_000, 2_500_000, {}, (), Manifest())
     flows = (Checked("flow prefill", 1.5e-6, 1e-4, "output 'logits' at 80 rows"),)
-    return BuildReport(Path("m.pte"), methods, flows if error is not None else (), link)
+    return BuildReport(
+        Path("m.pte"), methods, flows if error is not None else (), link, SECONDS, MEMORY
+    )
 
 
 def shown(table: Fitted, width: int = 100) -> str:
@@ -116,6 +121,7 @@ def test_the_summary_says_what_was_compiled_and_what_agrees() -> None:
     assert build_summary(report(cached=False, error=2e-6)) == (
         "dims: n=1..64\n"
         "m.pte: 2 methods (1 compiled, 1 from the cache), 3.0 MB, 100.0 kB saved by sharing\n"
+        "model 0.2 s, compile 12.0 s; peak memory 812.0 MB, of a worker 640.0 MB\n"
         "flow prefill agrees with the model: max error 1.5e-06 (output 'logits' at 80 rows)"
     )
 
@@ -182,7 +188,7 @@ def test_precision_and_noise_have_columns_where_something_is_quantized() -> None
     flow = Checked(
         "flow prefill", 0.2, float("inf"), "output 'y' at 8 rows", sqnr=27.04, least_sqnr=20.0
     )
-    made = BuildReport(Path("m.pte"), (quantized, plain), (flow,), link)
+    made = BuildReport(Path("m.pte"), (quantized, plain), (flow,), link, SECONDS, MEMORY)
     text = shown(build_table(made), width=120).splitlines()
     assert text[0].split() == [
         "method", "target", "precision", "inputs", "delegated", "size", "max", "error", "SQNR",
