@@ -65,6 +65,72 @@ def main() -> None:
 
 
 @main.command()
+@click.option(
+    "--hf",
+    "source",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="A Hugging Face folder on this machine, or a config.json alone (random weights).",
+)
+@click.option("--chunk", type=int, default=64, show_default=True, help="Tokens of a prompt read at "
+              "once; 1 reads it token by token.")  # fmt: skip
+@click.option("--context", type=int, default=1024, show_default=True, help="Tokens of prompt and "
+              "answer together.")  # fmt: skip
+@click.option(
+    "--split",
+    type=click.Choice(["qkv/attention/mlp", "block", "whole"]),
+    default="qkv/attention/mlp",
+    show_default=True,
+    help="What is a method: three parts of each layer, a layer, or the model.",
+)
+@click.option(
+    "--cache",
+    type=click.Choice(["dynamic", "fixed"]),
+    help="Keys and values: growing with the text, in the caller's memory; or as long as the "
+    "context, in the program. Default: dynamic where attention is a method of its own.",
+)
+@click.option("--npu", metavar="BACKEND[:OPTION]...", help="Where static methods go, as in "
+              "qnn:SM8750:16a4w. Default: to the CPU.")  # fmt: skip
+@click.option("--cpu", metavar="BACKEND[:OPTION]...", default="xnnpack", show_default=True,
+              help="Where the others go, as in xnnpack:8da4w.")  # fmt: skip
+@click.option("--embedding", metavar="PRECISION", help="8w or 4w: bits of the embedding's table.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the spec goes.",
+)
+@click.option("--force", is_flag=True, help="Write over files that are there.")
+def init(
+    source: Path,
+    chunk: int,
+    context: int,
+    split: Any,
+    cache: Any,
+    npu: str | None,
+    cpu: str,
+    embedding: str | None,
+    output: Path,
+    force: bool,
+) -> None:
+    """Write the spec of a language model: cut, its shapes, targets, caches and flows."""
+    from mmpack.multimethod.init import Choices, init, target
+
+    choices = Choices(
+        chunk=chunk,
+        context=context,
+        split=split,
+        cache=cache,
+        npu=None if npu is None else target(npu, "--npu"),
+        cpu=target(cpu, "--cpu"),
+        embedding=embedding,
+    )
+    written = init(source, output, choices, overwrite=force)
+    click.echo(f"wrote {', '.join(map(str, written))}; next: mmpack build {output}")
+
+
+@main.command()
 @SPEC
 @click.option(
     "-o",

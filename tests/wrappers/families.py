@@ -80,13 +80,19 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def config_of(family: str) -> Any:
+    """Its configuration."""
+    name, more = FAMILIES[family]
+    sizes = {k: v for k, v in {**SIZES, **more}.items() if v is not None or k == "sliding_window"}
+    return getattr(transformers, f"{name}Config")(**sizes)
+
+
 def make(family: str) -> Any:
     """A random decoder in eval mode, its norms random too, which would start as ones."""
     torch.manual_seed(0)
-    name, more = FAMILIES[family]
-    sizes = {k: v for k, v in {**SIZES, **more}.items() if v is not None or k == "sliding_window"}
-    config = getattr(transformers, f"{name}Config")(**sizes)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    model = transformers.AutoModelForCausalLM.from_config(
+        config_of(family), attn_implementation="eager"
+    )
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.2)
     return model.eval().requires_grad_(False)

@@ -1,0 +1,133 @@
+"""A Hugging Face folder -> a spec beside it, or anywhere."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from mmpack.multimethod.errors import ModelError, OutputError
+from mmpack.multimethod.init.choices import Choices, wrong
+from mmpack.multimethod.init.decoder import Decoder, read_decoder
+from mmpack.multimethod.init.rehearse import rehearse
+from mmpack.multimethod.init.write import Sources, write_spec
+
+TRAVELLERS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+"""Files of a folder that `mmpack generate` reads out of the program."""
+CALIBRATION = "calibration.py"
+
+
+def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = False) -> list[Path]:
+    """Write a spec for the decoder of a Hugging Face folder, or of a config.json alone; and,
+    where a precision wants examples, the file that yields some. Returns what was written.
+
+    Raises ModelError if it is no decoder that the wrappers can cut, SpecError if the choices do
+    not go with it, OutputError if a file is there already or cannot be written.
+    """
+    config = read_config(source)
+    decoder = read_decoder(skeleton(config))
+    _require_context(decoder, choices)
+    rehearse(config, decoder)
+    texts = {output: ""}
+    here = output.absolute().parent
+    files = _files(source, here)
+    calibration = None
+    if choices.static.calibrated or choices.cpu.calibrated:
+        calibration = f"{CALIBRATION}:prompts"
+        tokenizer = files.get("tokenizer.json")
+        texts[output.with_name(CALIBRATION)] = _calibration(tokenizer, decoder)
+    sources = Sources(_relative(source, here), files, calibration)
+    texts[output] = write_spec(decoder, choices, sources, output.stem)
+    for path, text in texts.items():
+        _write(path, text, overwrite)
+    return list(texts)
+
+
+def _require_context(decoder: Decoder, choices: Choices) -> None:
+    if decoder.longest is not None and choices.context > decoder.longest:
+        raise wrong(
+            f"--context {choices.context}: the rotary frequencies of {decoder.title} hold for texts "
+            f"of up to {decoder.longest} tokens (its configuration says so)"
+        )
+
+
+def _calibration(tokenizer: str | None, decoder: Decoder) -> str:
+    """The text of a module with a callable that yields inputs of the flows."""
+    if tokenizer is None:
+        return _OF_TOKENS.substitute(vocabulary=decoder.vocabulary)
+    return _OF_TEXTS.substitute(path=repr(tokenizer))
+
+
+_OF_TEXTS = Template('''"""Texts that the ranges of quantized values are taken from.
+
+These are a start. Put texts here of the kind that the model will read: what it never saw here may
+lie outside the ranges that it computes in.
+"""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+TEXTS = [
+    "Once upon a time there was a lighthouse keeper who counted the ships that passed by night.",
+    "To make the dough, mix 500 g of flour with 300 ml of water, 10 g of salt and some yeast.",
+    "def mean(values):\\n    return sum(values) / len(values)\\n",
+    "Q: What is the capital of France?\\nA: The capital of France is Paris.",
+    "The committee will meet on Tuesday at half past nine; please send your comments before then.",
+    "Water boils at 100 degrees Celsius at sea level, and at lower temperatures higher up.",
+    "«Où est la gare ?», demanda-t-elle. Niemand antwortete ihr. Nadie sabía nada.",
+    "1, 1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 377, 610, 987, 1597, 2584, 4181",
+]
+
+
+def prompts():
+    """Yields tokens [1, length], int64."""
+    tokenizer = Tokenizer.from_file(str(Path(__file__).parent / $path))
+    for text in TEXTS:
+        yield {"tokens": torch.tensor([tokenizer.encode(text).ids])}
+''')
+_OF_TOKENS = Template('''"""Tokens that the ranges of quantized values are taken from.
+
+There was no tokenizer beside the model, so these are random ones, which is next to nothing: put
+texts of the kind that the model will read in their place.
+"""
+
+import torch
+
+VOCABULARY = $vocabulary
+
+
+def prompts():
+    """Yields tokens [1, length], int64."""
+    chance = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        yield {"tokens": torch.randint(VOCABULARY, (1, 100), generator=chance)}
+''')
+
+
+def _files(source: Path, here: Path) -> dict[str, str]:
+    if not source.is_dir():
+        return {}
+    return {n: _relative(source / n, here) for n in TRAVELLERS if (source / n).is_file()}
+
+
+def _relative(path: Path, here: Path) -> str:
+    return os.path.relpath(path.absolute(), here)
+
+
+def _write(path: Path, text: str, overwrite: bool) -> None:
+    try:
+        with path.open("w" if overwrite else "x") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise OutputError(f"{path} is there already; --force writes over it") from error
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
