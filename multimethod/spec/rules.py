@@ -81,18 +81,19 @@ def _huggingface(model: ModelSpec, folder: Path) -> Findings:
         if given and model.factory is None:
             message = f"`{key}` goes with a `factory`; a Hugging Face folder says all by itself"
             yield Finding(("model", key), message, at_key=True)
+    if not model.huggingface:
+        yield Finding(keys, "expected the name of a folder, got the empty text")
+        return
     try:
-        found = read_folder(folder / model.huggingface) if model.huggingface else None
+        found = read_folder(folder / model.huggingface)
     except ModelError as error:
         yield Finding(keys, str(error))
         return
-    if found is None:
-        yield Finding(keys, "expected the name of a folder, got the empty text")
-    elif message := missing_package():
-        yield Finding(keys, message)
-    elif model.seed and found.tensors is not None:
+    if model.seed and found.tensors is not None:
         message = f"the weights are in the folder; to have random ones, name its {CONFIG}"
         yield Finding(("model", "seed"), message, at_key=True)
+    if missing := missing_package():
+        yield Finding(keys, missing)
 
 
 def _sample(draft: Draft, folder: Path) -> Findings:
