@@ -72,7 +72,24 @@ def unlisted(modules: dict[str, Path], known: set[str]) -> list[str]:
 def test_every_import_is_installed() -> None:
     modules = third_party(*SOURCES)
     assert {"torch", "executorch", "sympy"} <= modules.keys()
-    assert unlisted(modules, listed("options", "install_requires")) == []
+    extra = listed("options.extras_require", "hf")
+    assert unlisted(modules, extra | listed("options", "install_requires")) == []
+
+
+def test_what_only_an_extra_installs_is_not_imported_where_a_module_begins() -> None:
+    extra = listed("options.extras_require", "hf")
+    files = {path for place in SOURCES for path in python_files(place)}
+    for path in files:
+        body = ast.parse(path.read_bytes()).body
+        top = [n for n in body if isinstance(n, ast.Import | ast.ImportFrom)]
+        source = "\n".join(map(ast.unparse, top))
+        names = {name for name in extra if re.search(rf"^(from|import) {name}\b", source, re.M)}
+        assert not names, path
+
+
+def test_the_tests_want_what_the_extra_does() -> None:
+    lines = (ROOT / "setup.cfg").read_text().splitlines()
+    assert len({line for line in lines if line.strip().startswith("transformers")}) == 1
 
 
 def test_every_import_of_the_tests_is_installed() -> None:

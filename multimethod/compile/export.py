@@ -28,6 +28,7 @@ from mmpack.multimethod.compile.rehearse import (
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.compile.unused import drop_unused
 from mmpack.multimethod.compile.users_code import told
+from mmpack.multimethod.compile.widen import in_float32, let_go
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.samples import middle_sizes, random_inputs
 from mmpack.multimethod.signature import Signature, ValueSpec
@@ -36,7 +37,10 @@ from mmpack.multimethod.signature import Signature, ValueSpec
 @frozen(eq=False)
 class Exported:
     """An exported unit: its program (functional ATen), its whole signature, and the model's names
-    of the buffers that it changes (`mutated`) and of those that it only reads (`read`)."""
+    of the buffers that it changes (`mutated`) and of those that it only reads (`read`).
+
+    Weights that the model keeps in half precision are held so, while the program's graph computes
+    in float32: `widen_program` makes it one that can be run or saved."""
 
     program: ExportedProgram
     signature: Signature
@@ -55,7 +59,9 @@ def export(unit: Unit, names: Mapping[int, str]) -> Exported:
     example = random_inputs(unit.inputs, sizes, unit.ranges, torch.Generator().manual_seed(0))
     with kept_buffers(unit.module), torch.no_grad():
         outputs = run_once(unit, sizes).names
-        program = _exported(unit, tuple(example))
+        with in_float32(unit.module) as copies:
+            program = _exported(unit, tuple(example))
+            let_go(program, copies)
     _refuse_changes(unit, program)
     require_dynamic(unit, program)
     values = _outputs(unit, program, outputs)

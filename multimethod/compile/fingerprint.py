@@ -43,6 +43,7 @@ OWN_CODE = (
     "compile/state.py",
     "compile/unit.py",
     "compile/unused.py",
+    "compile/widen.py",
     "targets/*.py",
 )
 """The files of mmpack that decide what an object and its facts look like. A test holds them

@@ -1,4 +1,5 @@
-"""The model of a spec: factory called, weights loaded strictly, submodules and wrappers found."""
+"""The model of a spec: its factory called and its weights loaded strictly, or its Hugging Face
+folder read; submodules and wrappers found."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch import nn
 
 from mmpack.multimethod.compile.imports import module_of_file
 from mmpack.multimethod.compile.users_code import users_code
+from mmpack.multimethod.compile.widen import compute_in_float32
 from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.mistakes import Keys
@@ -30,8 +32,10 @@ def load_model(spec_file: SpecFile) -> nn.Module:
 
 
 def make_model(spec_file: SpecFile) -> nn.Module:
-    """The model as its factory makes it, in eval mode."""
+    """The model as its factory makes it, or out of a Hugging Face folder; in eval mode."""
     model_spec = spec_file.spec.model
+    if model_spec.factory is None:
+        return _out_of_folder(spec_file, str(model_spec.huggingface), model_spec.seed)
     where = ("model", "factory")
     factory = resolve(spec_file, model_spec.factory, where)
     with users_code(spec_file, where, f"calling {model_spec.factory}"):
@@ -41,6 +45,19 @@ def make_model(spec_file: SpecFile) -> nn.Module:
         raise model_error(spec_file, where, message)
     _require_plain(spec_file, model)
     return model.eval().requires_grad_(False)
+
+
+def _out_of_folder(spec_file: SpecFile, name: str, seed: int) -> nn.Module:
+    from mmpack.multimethod.huggingface.model import make_decoder
+
+    where = ("model", "huggingface")
+    with users_code(spec_file, where, f"making the model of {name}"):
+        try:
+            model: nn.Module = make_decoder(spec_file.folder / name, seed)
+        except ModelError as error:
+            raise model_error(spec_file, where, str(error)) from error
+    compute_in_float32(model)
+    return model
 
 
 def load_weights(spec_file: SpecFile, model: nn.Module) -> None:

@@ -26,6 +26,7 @@ from mmpack.multimethod.compile.model import (
 )
 from mmpack.multimethod.compile.parameters import wrong_names
 from mmpack.multimethod.compile.users_code import users_code
+from mmpack.multimethod.compile.widen import compute_in_float32
 from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.signature import Dim, ValueSpec
 from mmpack.multimethod.spec import SpecFile
@@ -184,6 +185,8 @@ def _wrapped(
     call = method.call or "forward"
     if method.wrapper is not None:
         module = _wrapper(spec_file, name, method, module)
+    if spec_file.spec.model.huggingface is not None:
+        compute_in_float32(module)  # a wrapper may have made modules of its own
     function = python_method(spec_file, name, module, call)
     title = f"{type(module).__name__}.{call}"
     by_name, wrong = wrong_names(title, inspect.signature(function), inputs)

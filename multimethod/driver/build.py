@@ -148,6 +148,10 @@ def _sources(spec_file: SpecFile) -> list[Path]:
     named += [method.wrapper for method in spec_file.methods.values()]
     named += [method.calibration for method in spec_file.methods.values()]
     paths = [spec_file.folder / n.partition(":")[0] for n in named if isinstance(n, str)]
+    if model.huggingface is not None:
+        # Its path may well hold a colon. A folder stands for all that is in it.
+        place = spec_file.folder / model.huggingface
+        paths += place.iterdir() if place.is_dir() else [place]
     return [spec_file.path, *paths]
 
 

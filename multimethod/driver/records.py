@@ -72,7 +72,7 @@ def link_parts(parts: Parts, verified: Verified | None, output: Path) -> LinkRep
         provenance={
             "spec": parts.spec_file.path.name,
             "spec_sha256": hash_file(parts.spec_file.path),
-            "model": spec.model.factory,
+            "model": spec.model.source,
             "torch": torch.__version__,
             "executorch": installed("executorch"),
             "flows": _flows(verified),

@@ -79,8 +79,6 @@ def draft(data: dict[str, Any]) -> Draft:
     spec, findings = structure(data, Spec)
     broken: set[Keys] = {_entry(finding.keys, data) for finding in findings} - {()}
     broken |= {(key,) for key in _STAND_INS if key not in data}
-    if isinstance(model := data.get("model"), dict) and "factory" not in model:
-        broken.add(("model", "factory"))
     if spec is None:
         spec, more = structure(_without(data, broken), Spec)
         assert spec is not None, more
@@ -188,9 +186,7 @@ def _without(data: dict[str, Any], broken: set[Keys]) -> dict[str, Any]:
         if key in _NAMED:
             value = {k: v for k, v in value.items() if (key, k) not in broken}
         rest[key] = value
-    whole = {**_STAND_INS, **rest}
-    whole["model"] = {"factory": "", **whole["model"]}
-    return whole
+    return {**_STAND_INS, **rest}
 
 
 def _pattern(template: str) -> re.Pattern[str]:

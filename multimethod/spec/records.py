@@ -15,16 +15,26 @@ from mmpack.multimethod.signature import Dim
 
 @frozen
 class ModelSpec:
-    """Where the model comes from.
+    """Where the model comes from: a `factory` of the user's, or `huggingface`.
 
     `factory` is `package.module:callable` or `file.py:callable` (relative to the spec), called
     with `args`; it returns an `nn.Module`. `weights` is a safetensors file (relative to the
     spec), loaded strictly: missing and unexpected keys are errors.
+
+    `huggingface` is a folder (relative to the spec) with config.json and safetensors files, or a
+    config.json alone: then the weights are random, drawn from `seed`.
     """
 
-    factory: str
+    factory: str | None = None
     args: dict[str, Any] = field(factory=dict)
     weights: str | None = None
+    huggingface: str | None = None
+    seed: int = 0
+
+    @property
+    def source(self) -> str:
+        """What the spec names: the factory, or the folder."""
+        return self.factory or self.huggingface or ""
 
 
 @frozen

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmpack.multimethod.errors import ModelError
+from mmpack.multimethod.huggingface.folder import CONFIG, missing_package, read_folder
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.flow_rules import check_flows
 from mmpack.multimethod.spec.input_rules import LARGEST, check_inputs
@@ -20,6 +22,7 @@ from mmpack.multimethod.spec.mistakes import Finding, Findings, unknown
 from mmpack.multimethod.spec.names import wrong_factory, wrong_weights
 from mmpack.multimethod.spec.partial import Draft
 from mmpack.multimethod.spec.precision_rules import check_calibration
+from mmpack.multimethod.spec.records import ModelSpec
 from mmpack.multimethod.spec.structure import structure
 
 VERSION = 1
@@ -50,14 +53,47 @@ def _version(draft: Draft) -> Findings:
 
 def _model(draft: Draft, folder: Path) -> Findings:
     model = draft.spec.model
-    lost = draft.lost("model", "factory")
-    if not lost and (message := wrong_factory(model.factory, folder)):
+    if model.factory is not None and (message := wrong_factory(model.factory, folder)):
         yield Finding(("model", "factory"), message)
+    if model.huggingface is not None:
+        yield from _huggingface(model, folder)
+    elif model.factory is None and not any(
+        draft.lost("model", key) for key in ("factory", "huggingface")
+    ):
+        message = "expected `factory`, or `huggingface` with a folder that holds config.json"
+        yield Finding(("model",), message, at_key=True)
+    elif model.seed:
+        message = "`seed` is for the random weights of a config.json that `huggingface` names"
+        yield Finding(("model", "seed"), message, at_key=True)
     for name in model.args:
         if not name.isidentifier():
             yield Finding(("model", "args", name), "no argument can be called that", at_key=True)
     if model.weights is not None and (message := wrong_weights(model.weights, folder)):
         yield Finding(("model", "weights"), message)
+
+
+def _huggingface(model: ModelSpec, folder: Path) -> Findings:
+    keys = ("model", "huggingface")
+    if model.factory is not None:
+        message = "`factory` and `huggingface` exclude each other: the model is of one of them"
+        yield Finding(keys, message, at_key=True)
+    for key, given in (("args", model.args), ("weights", model.weights)):
+        if given and model.factory is None:
+            message = f"`{key}` goes with a `factory`; a Hugging Face folder says all by itself"
+            yield Finding(("model", key), message, at_key=True)
+    if not model.huggingface:
+        yield Finding(keys, "expected the name of a folder, got the empty text")
+        return
+    try:
+        found = read_folder(folder / model.huggingface)
+    except ModelError as error:
+        yield Finding(keys, str(error))
+        return
+    if model.seed and found.tensors is not None:
+        message = f"the weights are in the folder; to have random ones, name its {CONFIG}"
+        yield Finding(("model", "seed"), message, at_key=True)
+    if missing := missing_package():
+        yield Finding(keys, missing)
 
 
 def _sample(draft: Draft, folder: Path) -> Findings:

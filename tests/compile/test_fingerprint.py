@@ -285,6 +285,7 @@ NOT_IN_OBJECTS = {
     "compile/listen.py",
     "compile/model.py",
     "compile/parameters.py",
+    "huggingface/*.py",
     "spec/*.py",
     # They find, hash, store and carry; what they carry is made elsewhere.
     "compile/cache.py",
