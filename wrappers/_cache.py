@@ -34,8 +34,9 @@ class Visit:
         """How many rows are seen by any query."""
         if self._length is None:
             self._length = (self.positions.amax() + 1).item()
-            torch._check(self._length >= 1)
-            torch._check(self._length <= self.rows)
+            check: Any = torch._check  # which torch.export learns the bounds from
+            check(self._length >= 1)
+            check(self._length <= self.rows)
         return self._length
 
     def mask(self, window: int | None) -> Tensor:

@@ -9,7 +9,7 @@ Source: ExecuTorch 1.5, `extension/llm/custom_ops/op_sdpa_impl.h`.
 
 from __future__ import annotations
 
-import executorch.extension.llm.custom_ops.custom_ops  # registers the operator
+import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401, it registers the operator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -38,6 +38,7 @@ class Block(nn.Module):
 
     def run(self, hidden: Tensor, cos: Tensor, sin: Tensor, visit: Visit) -> Tensor:
         """`forward`, with what layers have in common."""
-        mixed = self.attention.attend(*self.qkv_proj(hidden, cos, sin), visit)
+        q, k, v = self.qkv_proj(hidden, cos, sin)
+        mixed = self.attention.attend(q, k, v, visit)
         output: Tensor = self.output_mlp(hidden, mixed)
         return output

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -36,14 +36,12 @@ class Prefill(nn.Module):
         self.rows = rows
         self.embedding = Embedding(decoder.embed_tokens)
         angles = getattr(decoder, "rotary_emb", None)
-        self.kinds = [layer_type_of(angles, layer) if angles else None for layer in decoder.layers]
-        self.rotary = nn.ModuleDict(
-            {
-                str(kind): Rotary(angles, layer_type=kind)
-                if angles is not None
-                else Rotary(decoder, head_dim, theta)
-                for kind in dict.fromkeys(self.kinds)
-            }
+        types = [None if angles is None else layer_type_of(angles, y) for y in decoder.layers]
+        kinds = list(dict.fromkeys(types))
+        self.kinds = [kinds.index(kind) for kind in types]
+        self.rotary = nn.ModuleList(
+            Rotary(decoder, head_dim, theta) if angles is None else Rotary(angles, layer_type=kind)
+            for kind in kinds
         )
         self.blocks = nn.ModuleList(
             Block(layer, rows, kernel, head_dim, rotation, masked_softmax)
@@ -55,9 +53,9 @@ class Prefill(nn.Module):
         """tokens [1, S] int64, positions [S] int64, each less than `rows`; of tokens at one
         position the first counts -> logits [1, S, vocabulary]."""
         visit = Visit(positions, self.rows)
-        angles = {kind: rotary(positions) for kind, rotary in self.rotary.items()}
+        angles = [rotary(positions) for rotary in self.rotary]
         hidden = self.embedding(tokens)
         for kind, block in zip(self.kinds, self.blocks, strict=True):
-            hidden = block.run(hidden, *angles[str(kind)], visit)
+            hidden = cast(Block, block).run(hidden, *angles[kind], visit)
         logits: Tensor = self.lm_head(hidden)
         return logits
