@@ -60,6 +60,14 @@ def head_dim_of(attention: Any, given: int | None) -> int:
     return head_dim
 
 
+def kv_heads_of(attention: Any, head_dim: int) -> int:
+    """Heads of keys, which are as many as those of values."""
+    if hasattr(attention, "k_proj"):
+        return int(attention.k_proj.out_features) // head_dim
+    queries = attention.o_proj.in_features
+    return int(attention.qkv_proj.out_features - queries) // (2 * head_dim)
+
+
 def _parts(module: nn.Module) -> frozenset[str]:
     return frozenset(
         name for name, part in module.named_children() if not isinstance(part, WITHOUT_EFFECT)

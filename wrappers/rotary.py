@@ -53,6 +53,14 @@ class Rotary(nn.Module):
         return angles.cos() * self.scaling, angles.sin() * self.scaling
 
 
+def layer_type_of(module: Any, layer: Any) -> str | None:
+    """Which frequencies of a decoder's `rotary_emb` a layer takes; None if there is one kind."""
+    if hasattr(module, "inv_freq"):
+        return None
+    kind: str | None = getattr(getattr(layer, "self_attn", None), "layer_type", None)
+    return kind
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the last axis of x, or its first channels if there are fewer angles, by angles whose
     cosines and sines are cos and sin, broadcast to x: [S, 1, rotary] for x

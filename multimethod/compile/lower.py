@@ -63,6 +63,8 @@ def lower(
             passes=[_initialised(edge.exported_program(method))],
             memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
             emit_mutable_buffer_names=True,
+            # Rows of a buffer are written where they belong, rather than into a copy of all of it.
+            run_reinplace_pass=True,
         )
     )
     with output.open("wb") as file:

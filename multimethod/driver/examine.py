@@ -21,7 +21,7 @@ from mmpack.multimethod.compile.state import State, Touched, decide, require_own
 from mmpack.multimethod.compile.unit import Unit, gather_units
 from mmpack.multimethod.driver.rotation import require_one_rotation
 from mmpack.multimethod.errors import FlowError
-from mmpack.multimethod.flow.plan import Plan, expanded_flows, make_plan
+from mmpack.multimethod.flow.plan import Kept, Plan, expanded_flows, make_plan
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.mistakes import Keys
@@ -104,38 +104,28 @@ def settle(
     for name in spec_file.spec.flow:
         if all(step.run in signatures for step in spec_file.steps[name]):
             with found.gather():
-                plans[name] = _plan_flow(spec_file, name, signatures, state)
+                plans[name] = _plan_flow(made, name, signatures, state)
     with found.gather():
         require_one_rotation(spec_file, made.units, plans.values())
     return Settled(state, plans)
 
 
 def _plan_flow(
-    spec_file: SpecFile, name: str, signatures: Mapping[str, Signature], state: State | None
+    made: Examined, name: str, signatures: Mapping[str, Signature], state: State | None
 ) -> Plan:
     """A flow of the spec, settled. Raises FlowError, with the spec's line, for an edge whose ends
-    disagree and for a step that keeps state."""
-    try:
-        plan = make_plan(name, expanded_flows(spec_file)[name], signatures)
-    except FlowError as error:
-        raise FlowError(str(spec_file.mistake(error.keys, str(error)))) from error
+    disagree and for a step with state that does not know its position."""
+    buffers: dict[str, tuple[str, ...]] = {}
     if state is not None:
-        _require_stateless(spec_file, name, state)
-    return plan
-
-
-def _require_stateless(spec_file: SpecFile, name: str, state: State) -> None:
-    """A flow may be run from several contexts, each with its own caches; a method's own state is
-    one for all of them, and a padded last piece would be written into it."""
-    for buffer, methods in (*state.shared.items(), *state.private.items()):
-        for number, step in enumerate(spec_file.steps[name]):
-            if step.run in methods:
-                message = (
-                    f"flow {name!r}: method {step.run!r} has state, the buffer {buffer!r}; a "
-                    "flow's steps keep nothing themselves: give that as an output and `append` it "
-                    "to a cache"
-                )
-                raise FlowError(str(spec_file.mistake(("steps", name, number, "run"), message)))
+        for shared, table in ((True, state.shared), (False, state.private)):
+            for buffer, methods in table.items():
+                buffers |= Kept.names(buffer, shared, methods)
+    ranges = {unit.name: unit.ranges for unit in made.units.values()}
+    flow = expanded_flows(made.spec_file)[name]
+    try:
+        return make_plan(name, flow, signatures, Kept(buffers, ranges))
+    except FlowError as error:
+        raise FlowError(str(made.spec_file.mistake(error.keys, str(error)))) from error
 
 
 def _rehearse_units(

@@ -9,7 +9,7 @@ logits = decode.run(next_token, context=context).logits   # goes on where prefil
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -26,14 +26,24 @@ class Callables(Protocol):
 
     def __getitem__(self, name: str, /) -> Callable[..., Any]: ...
 
+    def last_call(self, name: str, /) -> int:
+        """A number that the last call of a method with state has to itself; 0 if its state is what
+        it was at the beginning."""
+        ...
+
 
 @define
 class Context:
     """What runs of a program's flows have in common: how many rows were fed so far, and the
-    caches, each with room for its dim's maximum. A new context is a new conversation."""
+    caches, each with room for its dim's maximum. A new context is a new conversation.
+
+    state: each buffer of the program that steps keep rows in -> the last call that reached it when
+    the context was fed. There is one of each, so a context goes on only as long as these are its.
+    """
 
     position: int = 0
     caches: dict[str, Tensor] = field(factory=dict)
+    state: dict[str, int] = field(factory=dict)
 
 
 class Flow:
@@ -45,12 +55,13 @@ class Flow:
         self._result = namedtuple(f"{plan.name}_outputs", list(plan.joins))  # type: ignore[misc]
 
     def run(self, *args: Tensor, context: Context | None = None, **kwargs: Tensor) -> Any:
-        """Run the flow on whole inputs, of any length that its caches have room for.
+        """Run the flow on whole inputs, of any length that its caches, and the state of its steps,
+        have room for.
 
         Returns a named tuple of its outputs, each as long as the input along the axis that it is
         cut along. With a `context` the run continues after what that context has seen; without
-        one it starts afresh. Raises FlowError for inputs that do not fit; a context is then as
-        it was.
+        one it starts afresh. Raises FlowError for inputs that do not fit, and for a context that
+        goes on while the program's state is not its own; a context is then as it was.
         """
         context = context if context is not None else Context()
         inputs = self._bind(args, kwargs)
@@ -73,6 +84,8 @@ class Flow:
         except BaseException:
             self._rewind(context, begin)
             raise
+        finally:
+            context.state = self._last_calls()
         return self._result(
             *(torch.cat(pieces[name], dim=axis) for name, axis in self.plan.joins.items())
         )
@@ -167,9 +180,15 @@ class Flow:
             raise self._error("its input is empty")
         return length
 
+    def _last_calls(self) -> dict[str, int]:
+        """For each buffer that steps keep rows in, the last call that reached it."""
+        last = self._methods.last_call
+        return {buffer: max(map(last, users)) for buffer, users in self.plan.state.items()}
+
     def _require_own(self, context: Context) -> None:
-        """A context that was fed by other flows must have exactly the caches of this one: rows
-        would be missing in what only one of them fills."""
+        """A context that was fed by other flows must have exactly the caches and the state of this
+        one: rows would be missing in what only one of them fills. The state must hold its rows."""
+        self._require_own_state(context)
         has, wanted = set(context.caches), set(self.plan.caches)
         if context.position and has != wanted:
             raise self._error(
@@ -184,7 +203,36 @@ class Flow:
                     f"another flow made it, and must be {shape} {dtype} here"
                 )
 
+    def _require_own_state(self, context: Context) -> None:
+        if not context.position:
+            return
+        if context.state.keys() != self.plan.state.keys():
+            raise self._error(
+                f"this context was fed with state {_listed(context.state)}, expected "
+                f"{_listed(self.plan.state)}"
+            )
+        now = self._last_calls()
+        for buffer, call in context.state.items():
+            if now[buffer] != call:
+                since = (
+                    "the program was reset"
+                    if now[buffer] == 0
+                    else "another run, or a call of a method, wrote to it"
+                )
+                raise self._error(
+                    "the rows of this context are no longer in the program's state: "
+                    f"{since} since (buffer {buffer!r}). A program holds the state of one context "
+                    "at a time: feed all rows again with a fresh Context, or load the program once "
+                    "for each"
+                )
+
     def _require_room(self, context: Context, length: int) -> None:
+        limit = self.plan.limit
+        if limit is not None and context.position + length > limit:
+            raise self._error(
+                f"{context.position} rows so far and {length} more do not fit: its steps with "
+                f"state take positions 0 to {limit - 1}"
+            )
         for name, spec in self.plan.caches.items():
             if context.position + length > spec.dim.max:
                 raise self._error(
@@ -202,6 +250,11 @@ def _memory(spec: CacheSpec) -> tuple[list[int], torch.dtype]:
     shape = [spec.dim.max if axis == spec.axis else int(size) for axis, size in sizes]
     dtype: torch.dtype = getattr(torch, spec.value.dtype)
     return shape, dtype
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return ", ".join(found[:8]) + (", …" if len(found) > 8 else "") if found else "none"
 
 
 def _piece(whole: Tensor, cut: Cut, start: int, rows: int) -> Tensor:

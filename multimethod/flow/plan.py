@@ -11,9 +11,9 @@ have in common, the rules of an edge, is in `spec/edges.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
@@ -56,7 +56,8 @@ class Step:
 @frozen
 class Plan:
     """A flow, ready to run. `joins` maps each of the caller's outputs to the axis along which its
-    pieces are joined again."""
+    pieces are joined again. `state` maps each buffer that the steps reach to all methods of the
+    program that do; `limit` is how many positions these steps take, None without such."""
 
     name: str
     cuts: Mapping[str, Cut]
@@ -65,6 +66,8 @@ class Plan:
     joins: Mapping[str, int]
     reference: str
     size: int
+    state: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    limit: int | None = None
 
 
 def expanded_flows(spec_file: SpecFile) -> dict[str, FlowSpec]:
@@ -75,10 +78,69 @@ def expanded_flows(spec_file: SpecFile) -> dict[str, FlowSpec]:
     }
 
 
-def make_plan(name: str, flow: FlowSpec, signatures: Mapping[str, Signature]) -> Plan:
+@frozen
+class Kept:
+    """What the methods of a program keep from call to call, as far as a flow must know it.
+
+    buffers: each memory under a name of its own -> the methods that reach it. ranges: method ->
+    input -> the least and largest integer that it takes.
+    """
+
+    buffers: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    ranges: Mapping[str, Mapping[str, Collection[int]]] = field(factory=dict)
+
+    @staticmethod
+    def names(buffer: str, shared: bool, methods: Collection[str]) -> dict[str, tuple[str, ...]]:
+        """A buffer as an entry of `buffers`, or as one for each method that has a copy."""
+        if shared:
+            return {buffer: tuple(methods)}
+        return {f"{buffer} of {method}": (method,) for method in methods}
+
+
+def make_plan(
+    name: str, flow: FlowSpec, signatures: Mapping[str, Signature], kept: Kept | None = None
+) -> Plan:
     """Settle a flow whose steps are already expanded. Raises FlowError, naming flow and step, for
     an edge whose two ends disagree, and for everything else that does not fit."""
-    return _Planner(name, dict(flow.cut), signatures).plan(flow)
+    kept = kept or Kept()
+    plan = _Planner(name, dict(flow.cut), signatures).plan(flow)
+    methods = {step.method for step in plan.steps}
+    state = {b: users for b, users in kept.buffers.items() if methods.intersection(users)}
+    return evolve(plan, state=state, limit=_limit(plan, state, kept.ranges))
+
+
+def _limit(
+    plan: Plan,
+    state: Mapping[str, tuple[str, ...]],
+    ranges: Mapping[str, Mapping[str, Collection[int]]],
+) -> int | None:
+    """How many positions the steps with state take. A flow starts at position 0 over whatever
+    earlier ones left behind, which only a method that knows its position can tell from its own."""
+    limits = []
+    for number, step in enumerate(plan.steps):
+        buffer = next((b for b, users in state.items() if step.method in users), None)
+        if buffer is None:
+            continue
+        at = ("steps", plan.name, number, "run")
+        told = f"flow {plan.name!r}: method {step.method!r} has state, the buffer {buffer!r}"
+        taken = [name for name, source in step.inputs if source == POSITIONS]
+        if not taken:
+            raise FlowError(
+                f"{told}, and does not take {POSITIONS!r}: so it cannot tell rows of this run from "
+                "those of an earlier one. Have it take them and use nothing behind them, or give "
+                "what it keeps as an output and `append` that to a cache",
+                at,
+            )
+        for name in taken:
+            low, high = ranges.get(step.method, {}).get(name, (0, -1))
+            if low > 0 or high < 0:
+                raise FlowError(
+                    f"{told}; a `range` of its input {name!r} that begins at 0 must say which "
+                    "positions there is room for, as in `range: 0..1023`",
+                    at,
+                )
+            limits.append(high + 1)
+    return min(limits, default=None)
 
 
 class _Planner:

@@ -9,7 +9,7 @@ import cattrs
 
 from mmpack.multimethod.errors import CallError, FlowError, FormatError, nearest
 from mmpack.multimethod.flow.execute import Flow
-from mmpack.multimethod.flow.plan import make_plan
+from mmpack.multimethod.flow.plan import Kept, make_plan
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.runtime import Methods
 from mmpack.multimethod.spec.records import FlowSpec
@@ -27,8 +27,14 @@ class Program(Methods):
         flows = {}
         for name, plain in declared.items():
             flow = _flow(plain, f"{self.path}: manifest: flow {name!r}")
-            flows[name] = Flow(make_plan(name, flow, signatures), self)
+            flows[name] = Flow(make_plan(name, flow, signatures, self._kept()), self)
         return flows
+
+    def _kept(self) -> Kept:
+        buffers: dict[str, tuple[str, ...]] = {}
+        for record in self.manifest.state if self.manifest is not None else ():
+            buffers |= Kept.names(record.name, record.shared, record.methods)
+        return Kept(buffers, {name: self[name].ranges for name in self})
 
     def flow(self, name: str) -> Flow:
         """A flow of the program, ready to run. Raises FlowError if there is no such flow."""

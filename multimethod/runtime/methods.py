@@ -7,6 +7,7 @@ print(methods.signature("attention"))
 
 from __future__ import annotations
 
+import itertools
 import keyword
 import sys
 from collections import namedtuple
@@ -25,6 +26,9 @@ from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.stock import Run, StockEngine, loadable
 from mmpack.multimethod.signature import Signature
 
+_calls = itertools.count(1)
+"""Numbers of calls, of all programs' methods with state."""
+
 
 class Method:
     """One method of a loaded program: call it with tensors, by position or by name.
@@ -33,9 +37,12 @@ class Method:
     single output; its tensors belong to the caller and no later call changes them.
 
     ranges: input -> least and largest integer that it was verified with.
+    last_call: of a method that keeps state, a number that no other call has; 0 before the first.
     """
 
     def __init__(self, facts: Facts, load: Callable[[], Run]) -> None:
+        self.last_call = 0
+        self._keeps = facts.keeps
         self.signature = facts.signature
         self.ranges = facts.ranges
         self._load = load
@@ -50,6 +57,8 @@ class Method:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         inputs = self._arguments.accept(args, kwargs)
         run = self._run or self.prepare()
+        if self._keeps:
+            self.last_call = next(_calls)
         # No thread waits here for long: the runtime holds the GIL while a method runs.
         with STDERR:
             stderr, sys.stderr = sys.stderr, LISTENER
@@ -70,8 +79,9 @@ class Method:
         return self._run
 
     def forget(self) -> None:
-        """Have the next call load the method anew."""
+        """Have the next call load the method anew, with its state as it was at the beginning."""
         self._run = None
+        self.last_call = 0
 
     def __repr__(self) -> str:
         return str(self.signature)
@@ -134,6 +144,10 @@ class Methods:
             raise self._unknown(name)
         return method(*args, **kwargs)
 
+    def last_call(self, name: str) -> int:
+        """What tells whether somebody else has called a method with state: see `Method`."""
+        return self[name].last_call
+
     def unload(self, name: str) -> None:
         """Free what a method takes while it is loaded; its next call loads it anew. One that keeps
         state stays, since that would be lost. Raises CallError if there is no such method."""
@@ -171,11 +185,11 @@ class Methods:
         # Loading a method writes the initial values of its state. So all methods that have state
         # are loaded before the first of them runs: later, it would undo what that one wrote. One
         # that this process cannot load at all is no danger.
-        run = self._engine.method(name, self._facts[name].backends)
+        run = self._engine.method(name, self._facts[name].backends, self._facts[name].operators)
         if self._facts[name].stateful:
             for other, facts in self._facts.items():
-                if facts.stateful and loadable(facts.backends):
-                    self._engine.method(other, facts.backends)
+                if facts.stateful and loadable(facts.backends, facts.operators):
+                    self._engine.method(other, facts.backends, facts.operators)
         return run
 
     def _unknown(self, name: str) -> CallError:

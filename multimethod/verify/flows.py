@@ -47,7 +47,9 @@ def verify_flow(
     errors: dict[str, float] = {}
     noises: dict[str, Noise] = {}
     lengths = set()
-    for inputs in examples or [flow_inputs(spec_file, plan, units)]:
+    # One that keeps state is run twice: it must not see what the first run has left there.
+    seeds = (1, 2) if plan.state else (1,)
+    for inputs in examples or [flow_inputs(spec_file, plan, units, seed) for seed in seeds]:
         expected = run_reference(spec_file, plan, model, inputs)
         got = flow.run(*inputs.values())
         for n, e, g in zip(got._fields, expected, got, strict=True):

@@ -26,12 +26,12 @@ OTHERWISE = " (`reference: none` leaves the flow unchecked)"
 
 
 def flow_inputs(
-    spec_file: SpecFile, plan: Plan, units: Mapping[str, Unit]
+    spec_file: SpecFile, plan: Plan, units: Mapping[str, Unit], seed: int = 1
 ) -> dict[str, torch.Tensor]:
-    """Test values for a flow's inputs: two and a half pieces, or as much as its caches hold."""
+    """Test values for a flow's inputs: two and a half pieces, or as much as there is room for."""
     ranges = _ranges(spec_file, plan.name, units)
     length = flow_length(plan)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     inputs = {}
     for name, cut in plan.cuts.items():
         shape = [length if a == cut.axis else int(s) for a, s in enumerate(cut.value.shape or ())]
@@ -42,7 +42,8 @@ def flow_inputs(
 def flow_length(plan: Plan) -> int:
     """Rows that a flow is tried with."""
     length = max(2 * plan.size + plan.size // 2, 3)
-    return min([length, *(cache.dim.max for cache in plan.caches.values())])
+    room = [cache.dim.max for cache in plan.caches.values()]
+    return min([length, *room, *([] if plan.limit is None else [plan.limit])])
 
 
 def run_reference(

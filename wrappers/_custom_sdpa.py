@@ -1,0 +1,83 @@
+"""ExecuTorch's own fused attention for CPUs, `llama::custom_sdpa`.
+
+It goes over keys in blocks, so scores are never stored whole, and shares heads of keys without
+copies. Importing this file registers the operator with PyTorch; the runtime gets it from the same
+library (`runtime/operators.py`).
+
+Source: ExecuTorch 1.5, `extension/llm/custom_ops/op_sdpa_impl.h`.
+"""
+
+from __future__ import annotations
+
+import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401, it registers the operator
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmpack.multimethod.errors import ModelError
+from mmpack.wrappers._scores import Scores
+
+FAR = 1e30
+"""What is added to a score, times the distance, where a key is not to be seen. Not infinity: a
+mask of differences takes two operators, which XNNPACK delegates, where comparing takes four that
+nothing does; and a row that sees no key at all is no NaN."""
+
+
+class CustomSdpa(nn.Module):
+    """Attention by `llama::custom_sdpa`, which scales scores and cannot cap them.
+
+    Its own causal mask holds for consecutive positions only, and it would read, or abort the
+    process, where a key is missing; so it is given a mask, but for a single query that sees all
+    keys up to its own, which is told how many these are.
+    """
+
+    def __init__(self, scores: Scores, window: int | None) -> None:
+        super().__init__()
+        if scores.cap is not None:
+            raise ModelError(
+                f"scores are capped here (attn_logit_softcapping: {scores.cap}), which custom_sdpa "
+                "cannot do; leave `kernel` out"
+            )
+        self.scaling = scores.scaling
+        self.window = window
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, positions: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """q [B, S, heads, head_dim], k and v [B, T, kv_heads, head_dim], positions [S] int64
+        -> [B, S, heads * head_dim]. mask: that of `visible`, if there is one already."""
+        scale = q.shape[-1] ** -0.5 if self.scaling is None else self.scaling
+        exporting = torch.compiler.is_exporting()
+        if exporting and self.needs_no_mask(q.shape[1]):
+            # As far as there are keys: the operator does not look whether there are.
+            last = positions[0].clamp(0, k.shape[1] - 1).item()
+            fused: Tensor = torch.ops.llama.custom_sdpa(q, k, v, last, None, 0.0, True, scale)
+            return fused.flatten(2)
+        if mask is None:
+            mask = visible(positions, k.shape[1], self.window)
+        if exporting:
+            fused = torch.ops.llama.custom_sdpa(q, k, v, 0, mask, 0.0, False, scale)
+            return fused.flatten(2)
+        # What the operator is held against must not be itself; nor is it fit for eager PyTorch,
+        # where it prints a line for each call.
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask.to(q.dtype), scale=scale, enable_gqa=True
+        )
+        return mixed.transpose(1, 2).flatten(2)
+
+    def needs_no_mask(self, new: int) -> bool:
+        """Whether it is enough to say how many keys there are to see, for so many queries."""
+        return new == 1 and self.window is None
+
+
+def visible(positions: Tensor, length: int, window: int | None) -> Tensor:
+    """What to add to scores [S, T]: 0 for keys up to the query's position, as far back as the
+    window reaches, and less than -1e29 for all others. positions [S] int64."""
+    query = (positions.to(torch.float32) * FAR)[:, None]
+    key = torch.arange(length, dtype=torch.float32)
+    mask = (query - key * FAR).clamp(max=0.0)
+    if window is not None:
+        last = (key + (window - 1)) * FAR  # of the queries that see a key
+        mask = mask + (last - query).clamp(max=0.0)
+    return mask
