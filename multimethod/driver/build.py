@@ -145,7 +145,7 @@ def _sources(spec_file: SpecFile) -> list[Path]:
     named += [method.wrapper for method in spec_file.methods.values()]
     named += [method.calibration for method in spec_file.methods.values()]
     paths = [spec_file.folder / n.partition(":")[0] for n in named if isinstance(n, str)]
-    return [spec_file.path, *paths]
+    return [spec_file.path, *paths, *(spec_file.folder / p for p in spec_file.spec.files.values())]
 
 
 def _require_writable(target: Path) -> None:

@@ -16,11 +16,13 @@ from typing import Any, Self
 
 from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
+from mmpack.multimethod.link.files import file_extents
 from mmpack.multimethod.runtime.arguments import Arguments
 from mmpack.multimethod.runtime.chatter import STDERR
 from mmpack.multimethod.runtime.contexts import Contexts, read_contexts
 from mmpack.multimethod.runtime.facts import Facts, read_facts
 from mmpack.multimethod.runtime.failures import LISTENER, explained
+from mmpack.multimethod.runtime.files import Files
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.stock import Run, StockEngine, loadable
 from mmpack.multimethod.signature import Signature
@@ -78,7 +80,10 @@ class Method:
 
 
 class Methods:
-    """The methods of one program, by name, in the program's order."""
+    """The methods of one program, by name, in the program's order.
+
+    files: those that travel inside it: name -> bytes, read when they are asked for.
+    """
 
     def __init__(
         self,
@@ -86,9 +91,11 @@ class Methods:
         facts: Mapping[str, Facts],
         manifest: Manifest | None,
         contexts: Contexts,
+        files: Files,
     ) -> None:
         self.path = image.source
         self.manifest = manifest
+        self.files = files
         self._facts = facts
         self._contexts = contexts
         self._image = image
@@ -106,7 +113,8 @@ class Methods:
             manifest = read_manifest(file)
             facts = read_facts(file, manifest)
             contexts = read_contexts(file)
-        return cls(image, facts, manifest, contexts)
+            files = Files(image, file_extents(file))
+        return cls(image, facts, manifest, contexts, files)
 
     @property
     def method_names(self) -> tuple[str, ...]:
