@@ -10,7 +10,8 @@ from __future__ import annotations
 import keyword
 import sys
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +25,7 @@ from mmpack.multimethod.runtime.facts import Facts, read_facts
 from mmpack.multimethod.runtime.failures import LISTENER, explained
 from mmpack.multimethod.runtime.files import Files
 from mmpack.multimethod.runtime.image import Image
+from mmpack.multimethod.runtime.parts import Part, Tree, find, sized, tree
 from mmpack.multimethod.runtime.stock import Run, StockEngine, loadable
 from mmpack.multimethod.signature import Signature
 
@@ -65,6 +67,14 @@ class Method:
                 if LISTENER.tell():
                     LISTENER.pass_on(stderr)
 
+    def admits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether it can be called so."""
+        try:
+            self._arguments.accept(args, kwargs)
+        except CallError:
+            return False
+        return True
+
     def prepare(self) -> Run:
         """Load the method into the runtime now rather than at its first call."""
         if self._run is None:
@@ -80,7 +90,8 @@ class Method:
 
 
 class Methods:
-    """The methods of one program, by name, in the program's order.
+    """The methods of one program, by name, in the program's order; `methods.layers[0].attention`
+    is the method `layers.0.attention` (`parts.py`).
 
     files: those that travel inside it: name -> bytes, read when they are asked for.
     """
@@ -121,6 +132,11 @@ class Methods:
         """Names of all methods, constant ones included, in the program's order."""
         return tuple(self._methods)
 
+    @cached_property
+    def parts(self) -> Tree:
+        """What the methods' dotted names begin with, each with the parts that come next."""
+        return tree(self._methods)
+
     @property
     def constants(self) -> dict[str, int | float | bool | str]:
         """The values of the program's constant methods (those that the manifest lists)."""
@@ -131,7 +147,9 @@ class Methods:
         return self[name].signature
 
     def run_method(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method with tensors by position or by name; returns a named tuple.
+        """Call a method with tensors by position or by name; returns a named tuple. Where several
+        are sizes of one, as `attention.chunk` and `attention.one`, `attention` is the one whose
+        signature admits the arguments.
 
         Raises CallError, before anything runs, if there is no such method or the signature does
         not admit the arguments; CallError, too, if ExecuTorch fails and integers of an input are
@@ -139,7 +157,9 @@ class Methods:
         """
         method = self._methods.get(name)
         if method is None:
-            raise self._unknown(name)
+            if name not in self.parts:
+                raise self._unknown(name)
+            method = sized(self, name, args, kwargs)
         return method(*args, **kwargs)
 
     def unload(self, name: str) -> None:
@@ -162,6 +182,15 @@ class Methods:
         if name not in self._methods:
             raise self._unknown(name)
         return self._methods[name]
+
+    def __getattr__(self, name: str) -> Part | Method:
+        # Before `_methods` is there, and for what Python asks of any object, there is nothing.
+        if name.startswith("__") or "_methods" not in self.__dict__:
+            raise AttributeError(name)
+        return find(self, "", name)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *filter(str.isidentifier, self.parts[""])]
 
     def __contains__(self, name: object) -> bool:
         return name in self._methods
