@@ -115,3 +115,10 @@ def wrong_method_name(name: str) -> str | None:
     if name and name.isprintable() and not set(name) & set(" {}/\\"):
         return None
     return f"expected a name without spaces, slashes and braces, got {name!r}"
+
+
+def wrong_file_name(name: str) -> str | None:
+    """Why no file inside a program can be called that, or None."""
+    if name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\"):
+        return None
+    return f"expected a plain name like tokenizer.json, got {name!r}"

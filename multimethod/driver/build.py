@@ -152,6 +152,7 @@ def _sources(spec_file: SpecFile) -> list[Path]:
         # Its path may well hold a colon. A folder stands for all that is in it.
         place = spec_file.folder / model.huggingface
         paths += place.iterdir() if place.is_dir() else [place]
+    paths += [spec_file.folder / path for path in spec_file.spec.files.values()]
     return [spec_file.path, *paths]
 
 

@@ -13,10 +13,12 @@ from attrs import frozen
 from mmpack.multimethod.compile.quantize import from_plain
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.driver.parts import Parts
+from mmpack.multimethod.errors import SpecError
 from mmpack.multimethod.flow.plan import expanded_flows
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.signature import Signature
+from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.targets import BACKENDS
 from mmpack.multimethod.verify.checked import Checked, Verified
 from mmpack.multimethod.verify.heads import heads_note, heads_record
@@ -85,7 +87,22 @@ def link_parts(parts: Parts, verified: Verified | None, output: Path) -> LinkRep
         constants=spec.constants,
         shared=tuple(parts.state.shared),
         private=tuple(parts.state.private),
+        files=_files(parts.spec_file),
     )
+
+
+def _files(spec_file: SpecFile) -> dict[str, bytes]:
+    """What is to travel in the program. Raises SpecError for what cannot be read."""
+    found, mistakes = {}, []
+    for name, path in spec_file.spec.files.items():
+        try:
+            found[name] = (spec_file.folder / path).read_bytes()
+        except OSError as error:
+            message = f"{path!r} cannot be read: {error.strerror}"
+            mistakes.append(spec_file.mistake(("files", name), message))
+    if mistakes:
+        raise SpecError(mistakes)
+    return found
 
 
 def _flows(verified: Verified | None) -> dict[str, Any]:

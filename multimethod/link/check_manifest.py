@@ -11,6 +11,7 @@ from typing import Any
 
 from mmpack.multimethod.errors import FormatError
 from mmpack.multimethod.link.file import PteFile
+from mmpack.multimethod.link.files import require_files
 from mmpack.multimethod.link.manifest import MANIFEST_KEY, Manifest, MethodRecord, parse_manifest
 from mmpack.multimethod.link.signatures import foreign_signature
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
@@ -23,6 +24,7 @@ def read_manifest(file: PteFile) -> Manifest | None:
     """The manifest of a program; None if mmpack did not make it. Raises FormatError."""
     segment = file.named.get(MANIFEST_KEY)
     if segment is None:
+        require_files(file, None)
         return None
     if file.segments[segment].size > _LARGEST:
         raise FormatError(f"{file.path}: its manifest has {file.segments[segment].size} bytes")
@@ -30,6 +32,7 @@ def read_manifest(file: PteFile) -> Manifest | None:
     strange = sorted((set(manifest.methods) | set(manifest.constants)) - set(file.methods))
     if strange:
         raise FormatError(f"{file.path}: manifest: the program has no method {strange[0]!r}")
+    require_files(file, manifest)
     for name, record in manifest.methods.items():
         for mistake in _mistakes(record, foreign_signature(file, name)):
             raise FormatError(f"{file.path}: manifest: method {name!r}: {mistake}")

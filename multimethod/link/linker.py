@@ -19,6 +19,7 @@ from mmpack.multimethod.errors import LinkError
 from mmpack.multimethod.link.check import open_program
 from mmpack.multimethod.link.constant_methods import constant_plan, is_constant
 from mmpack.multimethod.link.file import PteFile
+from mmpack.multimethod.link.files import file_extents
 from mmpack.multimethod.link.manifest import (
     MANIFEST_KEY,
     Constant,
@@ -40,7 +41,7 @@ from mmpack.multimethod.outputs import refuse_overwriting
 @frozen
 class LinkReport:
     """What came out. `size` is the file's, in bytes; `given` is what the inputs' weights,
-    delegates and named data take, each file for itself, and `stored` what they take now.
+    delegates, named data and files take, each input for itself, and `stored` what they take now.
     methods: bytes of these that each method reaches; where an input is one method, all of its."""
 
     path: Path
@@ -65,15 +66,18 @@ def link(
     constants: Mapping[str, Constant] | None = None,
     shared: Sequence[str] = (),
     private: Sequence[str] = (),
+    files: Mapping[str, bytes] | None = None,
 ) -> LinkReport:
     """Writes one program with all methods of the inputs, in their order.
 
     rename: "method" or "file.pte:method" -> new name.
-    manifest: what to put in; none given: what the inputs' manifests and plans say. Sizes, state
-        and constants are filled in here either way.
+    manifest: what to put in; none given: what the inputs' manifests and plans say. Sizes, state,
+        constants and files are filled in here either way.
     constants: methods that take nothing and return this value, as ExecuTorch's own
         `constant_methods`.
     shared, private: buffers that several inputs have, by name or pattern; see `state.py`.
+    files: more of what travels inside the program, by name (`files.py`). Those of the inputs stay;
+        one that several inputs have must be the same in all.
     Raises FormatError for an input that cannot be read, LinkError for inputs that do not fit
     together, OutputError if the output cannot be written.
     """
@@ -81,17 +85,19 @@ def link(
         raise LinkError("nothing to link: no input was given")
     refuse_overwriting(output, inputs)
     with ExitStack() as stack:
-        files = [stack.enter_context(open_program(path)) for path in inputs]
-        for file in files:
+        opened = [stack.enter_context(open_program(path)) for path in inputs]
+        for file in opened:
             _refuse_unknown(file)
-        names = method_names(files, rename or {}, constants or {})
-        before = [sizes(file) for file in files]
-        reached = _reached(files, names, before)
-        known = manifest if manifest is not None else merged_manifest(files, names)
-        data = merge_data(files)
-        plans = _plans(files, names)
+        names = method_names(opened, rename or {}, constants or {})
+        before = [sizes(file) for file in opened]
+        reached = _reached(opened, names, before)
+        known = manifest if manifest is not None else merged_manifest(opened, names)
+        data = merge_data(opened)
+        for name, content in (files or {}).items():
+            data.add_file(name, content)
+        plans = _plans(opened, names)
         rule = StateRule(shared, private)
-        state = lay_out_state(plans, rule, [str(file.path) for file in files], data.initial)
+        state = lay_out_state(plans, rule, [str(file.path) for file in opened], data.initial)
         require_one_scale(state, known.methods)
         data.renumber(plans)
         added = [constant_plan(name, value) for name, value in (constants or {}).items()]
@@ -100,11 +106,13 @@ def link(
             methods={n: evolve(r, size=reached.get(n, r.size)) for n, r in known.methods.items()},
             state=state,
             constants={**known.constants, **(constants or {})},
+            files=data.files,
         )
         data.add_named(MANIFEST_KEY, manifest_bytes(known))
-        linked = Program(_version(files), [*(plan for _, _, plan in plans), *added])
+        linked = Program(_version(opened), [*(plan for _, _, plan in plans), *added])
         size = write_pte(output, data.fill(linked), data.segments)
-    given = sum(one.stored for one in before)
+        brought = [extent.size for file in opened for extent in file_extents(file).values()]
+    given = sum(one.stored for one in before) + sum(brought) + sum(map(len, (files or {}).values()))
     return LinkReport(Path(output), size, given, data.stored, reached, state, known)
 
 

@@ -77,8 +77,9 @@ class StateRecord:
 
 @frozen
 class Manifest:
-    """flow: the spec's flows as plain data. constants: constant methods and their values.
-    provenance: versions, hashes and options of the build."""
+    """flow: the spec's flows as plain data. constants: constant methods and their values. files:
+    those that travel in the program (`files.py`), and their bytes. provenance: versions, hashes
+    and options of the build."""
 
     methods: dict[str, MethodRecord] = field(factory=dict)
     state: tuple[StateRecord, ...] = ()
@@ -87,6 +88,7 @@ class Manifest:
     provenance: dict[str, Any] = field(factory=dict)
     mmpack: str = ""
     version: int = VERSION
+    files: dict[str, int] = field(factory=dict)
 
 
 _json = make_converter(forbid_extra_keys=True)

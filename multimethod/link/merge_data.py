@@ -29,6 +29,7 @@ from mmpack.multimethod.link.extents import (
     tensors,
 )
 from mmpack.multimethod.link.file import Extent, PteFile
+from mmpack.multimethod.link.files import FILE_PREFIX
 from mmpack.multimethod.link.integrity import INTEGRITY_KEY, PREFIX
 from mmpack.multimethod.link.manifest import MANIFEST_KEY
 from mmpack.multimethod.link.schema import (
@@ -77,8 +78,26 @@ class Data:
         used = {*self.constants.values(), *self.delegates.values(), *self.named.values()}
         return sum(self.blobs.pieces[blob].size for blob in used)
 
+    @property
+    def files(self) -> dict[str, int]:
+        """The bytes of each file that travels along, by name."""
+        return {
+            key.removeprefix(FILE_PREFIX): self.blobs.pieces[blob].size
+            for key, blob in self.named.items()
+            if key.startswith(FILE_PREFIX)
+        }
+
     def add_named(self, key: str, data: bytes) -> None:
+        """A blob that is made anew."""
         self._extra.append((key, data))
+
+    def add_file(self, name: str, data: bytes) -> None:
+        """A file that travels along (`files.py`). LinkError if an input brought another of its
+        name."""
+        blob = self.blobs.add(Piece(data))
+        self.alignment.setdefault(blob, SEGMENT_ALIGNMENT)
+        if self.named.setdefault(FILE_PREFIX + name, blob) != blob:
+            raise LinkError(f"file {name!r} is not the same as that in one of the inputs")
 
     def renumber(self, plans: Sequence[tuple[int, str, ExecutionPlan]]) -> None:
         """Lays out the segments and makes the plans refer to them, in place."""
@@ -192,13 +211,17 @@ def merge_data(files: Sequence[PteFile]) -> Data:
         for key, segment in file.named.items():
             if key in OURS:
                 continue
-            if key.startswith(PREFIX):
+            if key.startswith(PREFIX) and not key.startswith(FILE_PREFIX):
                 raise LinkError(f"{file.path}: has {key!r}, which only a newer mmpack can carry on")
             blob = add(file, file.segments[segment], wide)
             if data.named.setdefault(key, blob) != blob:
-                raise LinkError(
-                    f"named data {key!r} are not the same in {owners[key].path} and in {file.path}"
-                )
+                both = f"{owners[key].path} and in {file.path}"
+                if key.startswith(FILE_PREFIX):
+                    raise LinkError(
+                        f"file {key.removeprefix(FILE_PREFIX)!r} is not the same in {both}; leave "
+                        "it out of one of the specs, or rename it there, and build that again"
+                    )
+                raise LinkError(f"named data {key!r} are not the same in {both}")
             owners.setdefault(key, file)
     return data
 

@@ -25,6 +25,7 @@ from mmpack.multimethod.link import (
     read_manifest,
     sizes,
 )
+from mmpack.multimethod.link.files import FILE_PREFIX
 from mmpack.multimethod.link.schema import ExecutionPlan, KernelCall
 from mmpack.multimethod.scale import EndScales
 from mmpack.multimethod.signature import Signature
@@ -57,15 +58,16 @@ class MethodView:
 
 @frozen
 class Inspection:
-    """A whole program. `shared` is how many bytes more it would take without sharing; `named`
-    are the named data blobs and their bytes; `checksum` is "right", or None for a file without
-    one (mmpack did not make it). Sizes in bytes."""
+    """A whole program. `shared` is how many bytes more it would take without sharing; `files`
+    are those that travel inside, `named` the other named data blobs, with their bytes; `checksum`
+    is "right", or None for a file without one (mmpack did not make it). Sizes in bytes."""
 
     path: str
     size: int
     methods: dict[str, MethodView]
     constants: dict[str, Any]
     constant_data: int
+    files: dict[str, int]
     named: dict[str, int]
     shared: int
     state: tuple[dict[str, Any], ...]
@@ -107,7 +109,12 @@ def inspect(path: str | Path) -> Inspection:
                 if constant is not None and len(constant.offsets or ()) > 1
                 else 0
             ),
-            named={key: file.segments[index].size for key, index in file.named.items()},
+            files=dict(manifest.files) if manifest is not None else {},
+            named={
+                key: file.segments[index].size
+                for key, index in file.named.items()
+                if not key.startswith(FILE_PREFIX)
+            },
             shared=measured.shared,
             state=tuple(cattrs.unstructure(s) for s in manifest.state) if manifest else (),
             flow=dict(manifest.flow) if manifest is not None else {},
@@ -131,6 +138,7 @@ def _view(
     for delegate in plan.delegates or ():
         delegates[delegate.id or ""] += 1
     heads = record.extra.get("heads") if record else None
+    precision = record.options.get("precision") if record else None
     return MethodView(
         signature=record.signature if record else foreign_signature(file, name),
         target=record.target if record else None,
@@ -142,7 +150,7 @@ def _view(
         bytes=size,
         error=record.error if record else None,
         verified=record.verified if record else False,
-        precision=record.options.get("precision") if record else None,
+        precision=precision if isinstance(precision, str) else None,
         sqnr=record.sqnr if record else None,
         scales=record.scales if record else (),
         heads=heads if isinstance(heads, dict) else {},
@@ -192,6 +200,9 @@ def _lines(seen: Inspection) -> list[str]:
     if seen.flow:
         lines += [""]
         lines += [f"flow {name}" + _agreement(seen, name) for name in seen.flow]
+    if seen.files:
+        lines += ["", "files"]
+        lines += [f"  {name}: {size(count)}" for name, count in seen.files.items()]
     blobs = sum(seen.named.values())
     lines += [
         "",

@@ -11,18 +11,22 @@ import itertools
 import keyword
 import sys
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
+from mmpack.multimethod.link.files import file_extents
 from mmpack.multimethod.runtime.arguments import Arguments
 from mmpack.multimethod.runtime.chatter import STDERR
 from mmpack.multimethod.runtime.contexts import Contexts, read_contexts
 from mmpack.multimethod.runtime.facts import Facts, read_facts
 from mmpack.multimethod.runtime.failures import LISTENER, explained
+from mmpack.multimethod.runtime.files import Files
 from mmpack.multimethod.runtime.image import Image
+from mmpack.multimethod.runtime.parts import Part, Tree, find, sized, tree
 from mmpack.multimethod.runtime.stock import Run, StockEngine, loadable
 from mmpack.multimethod.signature import Signature
 
@@ -72,6 +76,14 @@ class Method:
                 if LISTENER.tell():
                     LISTENER.pass_on(stderr)
 
+    def admits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether it can be called so."""
+        try:
+            self._arguments.accept(args, kwargs)
+        except CallError:
+            return False
+        return True
+
     def prepare(self) -> Run:
         """Load the method into the runtime now rather than at its first call."""
         if self._run is None:
@@ -88,7 +100,11 @@ class Method:
 
 
 class Methods:
-    """The methods of one program, by name, in the program's order."""
+    """The methods of one program, by name, in the program's order; `methods.layers[0].attention`
+    is the method `layers.0.attention` (`parts.py`).
+
+    files: those that travel inside it: name -> bytes, read when they are asked for.
+    """
 
     def __init__(
         self,
@@ -96,9 +112,11 @@ class Methods:
         facts: Mapping[str, Facts],
         manifest: Manifest | None,
         contexts: Contexts,
+        files: Files,
     ) -> None:
         self.path = image.source
         self.manifest = manifest
+        self.files = files
         self._facts = facts
         self._contexts = contexts
         self._image = image
@@ -116,12 +134,18 @@ class Methods:
             manifest = read_manifest(file)
             facts = read_facts(file, manifest)
             contexts = read_contexts(file)
-        return cls(image, facts, manifest, contexts)
+            files = Files(image, file_extents(file))
+        return cls(image, facts, manifest, contexts, files)
 
     @property
     def method_names(self) -> tuple[str, ...]:
         """Names of all methods, constant ones included, in the program's order."""
         return tuple(self._methods)
+
+    @cached_property
+    def parts(self) -> Tree:
+        """What the methods' dotted names begin with, each with the parts that come next."""
+        return tree(self._methods)
 
     @property
     def constants(self) -> dict[str, int | float | bool | str]:
@@ -133,7 +157,9 @@ class Methods:
         return self[name].signature
 
     def run_method(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method with tensors by position or by name; returns a named tuple.
+        """Call a method with tensors by position or by name; returns a named tuple. Where several
+        are sizes of one, as `attention.chunk` and `attention.one`, `attention` is the one whose
+        signature admits the arguments.
 
         Raises CallError, before anything runs, if there is no such method or the signature does
         not admit the arguments; CallError, too, if ExecuTorch fails and integers of an input are
@@ -141,7 +167,9 @@ class Methods:
         """
         method = self._methods.get(name)
         if method is None:
-            raise self._unknown(name)
+            if name not in self.parts:
+                raise self._unknown(name)
+            method = sized(self, name, args, kwargs)
         return method(*args, **kwargs)
 
     def last_call(self, name: str) -> int:
@@ -168,6 +196,15 @@ class Methods:
         if name not in self._methods:
             raise self._unknown(name)
         return self._methods[name]
+
+    def __getattr__(self, name: str) -> Part | Method:
+        # Before `_methods` is there, and for what Python asks of any object, there is nothing.
+        if name.startswith("__") or "_methods" not in self.__dict__:
+            raise AttributeError(name)
+        return find(self, "", name)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *filter(str.isidentifier, self.parts[""])]
 
     def __contains__(self, name: object) -> bool:
         return name in self._methods

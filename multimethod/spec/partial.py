@@ -27,7 +27,7 @@ from mmpack.multimethod.spec.mistakes import Finding, Keys
 from mmpack.multimethod.spec.records import FlowSpec, MethodSpec, Spec, StepSpec
 from mmpack.multimethod.spec.structure import structure
 
-_NAMED = ("model", "methods", "targets", "dims", "state", "flow", "constants")
+_NAMED = ("model", "methods", "targets", "dims", "state", "flow", "constants", "files")
 """The sections whose entries stand on their own: one may be wrong and the rest right."""
 _STAND_INS: dict[str, Any] = {"mmpack": 1, "model": {}, "targets": {}, "methods": {}}
 """For what must be given and was not; a rule asks `lost` before it believes them."""

@@ -157,7 +157,8 @@ class Spec:
     """A whole `spec.yaml`. `mmpack: 1` is its version. `sample` is the input of one run of the
     whole model: `file.py:callable` that returns it, or name -> InputSpec for random values.
     `calibration` is `file.py:callable` too: it yields inputs of the model (or of the methods that
-    flows name as their reference), from which quantized methods get the ranges of their values."""
+    flows name as their reference), from which quantized methods get the ranges of their values.
+    `files` travel inside the program: name there -> path (relative to the spec)."""
 
     mmpack: int
     model: ModelSpec
@@ -169,3 +170,4 @@ class Spec:
     state: StateSpec = field(factory=StateSpec)
     flow: dict[str, FlowSpec] = field(factory=dict)
     constants: dict[str, int | float | bool | str] = field(factory=dict)
+    files: dict[str, str] = field(factory=dict)

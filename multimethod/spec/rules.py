@@ -14,12 +14,12 @@ from typing import Any
 
 from mmpack.multimethod.errors import ModelError
 from mmpack.multimethod.huggingface.folder import CONFIG, missing_package, read_folder
-from mmpack.multimethod.signature import Dim
+from mmpack.multimethod.signature import Dim, wrong_file_name
 from mmpack.multimethod.spec.flow_rules import check_flows
 from mmpack.multimethod.spec.input_rules import LARGEST, check_inputs
 from mmpack.multimethod.spec.method_rules import check_methods
 from mmpack.multimethod.spec.mistakes import Finding, Findings, unknown
-from mmpack.multimethod.spec.names import wrong_factory, wrong_weights
+from mmpack.multimethod.spec.names import wrong_factory, wrong_file, wrong_weights
 from mmpack.multimethod.spec.partial import Draft
 from mmpack.multimethod.spec.precision_rules import check_calibration
 from mmpack.multimethod.spec.records import ModelSpec
@@ -42,6 +42,7 @@ def check(
     yield from check_methods(draft, folder, backends, options)
     yield from _state(draft)
     yield from _constants(draft)
+    yield from _files(draft, folder)
     yield from check_flows(draft)
 
 
@@ -170,3 +171,11 @@ def _constants(draft: Draft) -> Findings:
             yield Finding(keys, f"{value} does not fit into an int64")
         if type(value) is float and not math.isfinite(value):
             yield Finding(keys, f"expected a finite number, got {value}")
+
+
+def _files(draft: Draft, folder: Path) -> Findings:
+    for name, path in draft.spec.files.items():
+        if message := wrong_file_name(name):
+            yield Finding(("files", name), message, at_key=True)
+        if message := wrong_file(path, folder):
+            yield Finding(("files", name), message)

@@ -86,6 +86,7 @@ class Sealed:
             self.path,
             manifest=MANIFEST,
             constants={"title": "a name"},
+            files={"note": b"a file"},
         )
         with PteFile.open(self.path) as file:
             self.manifest = file.segment_bytes(file.named[MANIFEST_KEY])

@@ -131,6 +131,7 @@ def specs(draw: st.DrawFn) -> Spec:
         state=StateSpec(tuple(patterns[:half]), tuple(patterns[half:])),
         flow=draw(st.sampled_from([{}, {"f": flow}])),
         constants=draw(st.dictionaries(st.sampled_from(["k1", "k2"]), scalars)),
+        files=draw(st.dictionaries(names, st.sampled_from(["model.py", "./package/inner.py"]))),
     )  # fmt: skip
 
 
