@@ -17,13 +17,15 @@ _CHANNELS_LAST = ((0, 2, 3, 1), (0, 2, 3, 4, 1))
 
 @frozen
 class Facts:
-    """One method. backends: those that it has delegates for; stateful: it uses memory that
+    """One method. backends: those that it has delegates for; operators: those that it calls, as in
+    "aten::add.out"; stateful: it uses memory that
     outlives a call; keeps: it has state, there or elsewhere; channels_last: positions of inputs
     whose memory is laid out that way, which the runtime takes for granted; ranges: input -> least
     and largest integer it was tested with."""
 
     signature: Signature
     backends: tuple[str, ...]
+    operators: tuple[str, ...]
     stateful: bool
     keeps: bool
     channels_last: frozenset[int]
@@ -41,6 +43,10 @@ def read_facts(file: PteFile, manifest: Manifest | None) -> dict[str, Facts]:
         facts[name] = Facts(
             signature=record.signature if record is not None else foreign_signature(file, name),
             backends=tuple(dict.fromkeys(d.id or "" for d in plan.delegates or ())),
+            operators=tuple(
+                f"{o.name}.{o.overload}" if o.overload else o.name or ""
+                for o in plan.operators or ()
+            ),
             stateful=stateful,
             keeps=stateful or bool(state_tensors(plan)),
             channels_last=_channels_last(plan),

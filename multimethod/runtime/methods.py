@@ -171,11 +171,11 @@ class Methods:
         # Loading a method writes the initial values of its state. So all methods that have state
         # are loaded before the first of them runs: later, it would undo what that one wrote. One
         # that this process cannot load at all is no danger.
-        run = self._engine.method(name, self._facts[name].backends)
+        run = self._engine.method(name, self._facts[name].backends, self._facts[name].operators)
         if self._facts[name].stateful:
             for other, facts in self._facts.items():
-                if facts.stateful and loadable(facts.backends):
-                    self._engine.method(other, facts.backends)
+                if facts.stateful and loadable(facts.backends, facts.operators):
+                    self._engine.method(other, facts.backends, facts.operators)
         return run
 
     def _unknown(self, name: str) -> CallError:

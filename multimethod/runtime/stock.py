@@ -22,6 +22,7 @@ from mmpack.multimethod.runtime.chatter import caught
 from mmpack.multimethod.runtime.contexts import Contexts, renamed
 from mmpack.multimethod.runtime.failures import with_names
 from mmpack.multimethod.runtime.image import Image
+from mmpack.multimethod.runtime.kernels import require_kernels, without_kernel
 from mmpack.multimethod.targets import BACKENDS, Backend
 
 with caught():  # its imports make remarks
@@ -57,7 +58,7 @@ class StockEngine:
             str(image.source), lambda: _runtime().load_program(own or image.path)
         )
 
-    def method(self, name: str, backends: Sequence[str]) -> Run:
+    def method(self, name: str, backends: Sequence[str], operators: Sequence[str]) -> Run:
         missing = missing_backends(backends)
         if missing:
             known = ", ".join(sorted(Runtime.get().backend_registry.registered_backend_names))
@@ -65,7 +66,9 @@ class StockEngine:
                 f"{name}: this runtime has no {' and no '.join(missing)} (it has: {known}); "
                 "`mmpack doctor` says what would change that"
             )
-        method = _loaded(name, lambda: self._prepared(name, backends), _external(backends))
+        method = _loaded(
+            name, lambda: self._prepared(name, backends, operators), _external(backends)
+        )
         self._methods[name] = method
         self._backends[name] = backends
         return method.execute  # type: ignore[no-any-return]
@@ -95,7 +98,8 @@ class StockEngine:
         if not sys.is_finalizing() and hasattr(self, "_program"):
             self.release()
 
-    def _prepared(self, name: str, backends: Sequence[str]) -> Method:
+    def _prepared(self, name: str, backends: Sequence[str], operators: Sequence[str]) -> Method:
+        require_kernels(name, operators)
         for backend in _external(backends):
             self._talks = True
             backend.prepare_runtime()
@@ -123,11 +127,12 @@ def missing_backends(backends: Sequence[str]) -> list[str]:
     return [name for name in backends if not registry.is_available(name)]
 
 
-def loadable(backends: Sequence[str]) -> bool:
-    """Whether this process has, or can get, all that some backends need."""
-    return not missing_backends(backends) and all(
-        backend.available().runs for backend in _external(backends)
-    )
+def loadable(backends: Sequence[str], operators: Sequence[str]) -> bool:
+    """Whether this process has, or can get, all that some backends and operators need."""
+    if missing_backends(backends) or not all(b.available().runs for b in _external(backends)):
+        return False
+    with caught():
+        return not without_kernel(operators)
 
 
 def _external(backends: Sequence[str]) -> list[type[Backend]]:
