@@ -2,7 +2,7 @@
 
 Post-training quantization with PT2E: the backend's quantizer annotates the graph, the calls that
 calibration recorded run through it, and ranges become scales. Where a precision quantizes weights
-alone, linear layers, or embedding tables (`embeddings.py`), go through torchao's `quantize_` instead.
+alone, linear layers or embedding tables (`embeddings.py`) go through torchao's `quantize_` instead.
 
 Source: torchao 0.18, `quantization/pt2e/quantize_pt2e.py`.
 """

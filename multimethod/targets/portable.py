@@ -10,8 +10,8 @@ from mmpack.multimethod.targets.base import Availability, Backend, in_blocks
 from mmpack.multimethod.versions import is_supported, requirement
 
 SQNR = {"8w": 30.0, "4w": 10.0}
-"""Quantized precision -> least ratio in dB: about 10 below the worst that was measured, on tables of
-normally distributed numbers and on the adder's."""
+"""Quantized precision -> least ratio in dB: about 10 below the worst that was measured, of tables
+of normally distributed numbers and of the adder's."""
 
 
 @frozen
