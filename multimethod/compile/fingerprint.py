@@ -32,6 +32,7 @@ OWN_CODE = (
     "compile/buffers.py",
     "compile/calls.py",
     "compile/dims.py",
+    "compile/embeddings.py",
     "compile/export.py",
     "compile/guards.py",
     "compile/lower.py",

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
+from mmpack.multimethod.compile.embeddings import require_tables
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
 from mmpack.multimethod.compile.fingerprint import digest
 from mmpack.multimethod.compile.imports import places
@@ -150,6 +151,8 @@ class Compiler:
         exported = self._exported.pop(name, None) or export(unit, self._names)
         if plan is None:  # else it is done after quantization
             mark_as_state(exported.program, marks)
+        else:
+            require_tables(unit, exported.program, marks)
         path = self._store.scratch(f"{key}.pt2")
         widen_program(exported.program)
         try:

@@ -2,7 +2,7 @@
 
 Post-training quantization with PT2E: the backend's quantizer annotates the graph, the calls that
 calibration recorded run through it, and ranges become scales. Where a precision quantizes weights
-alone, linear layers go through torchao's `quantize_` instead.
+alone, linear layers or embedding tables (`embeddings.py`) go through torchao's `quantize_` instead.
 
 Source: torchao 0.18, `quantization/pt2e/quantize_pt2e.py`.
 """
@@ -24,8 +24,10 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from mmpack.multimethod.compile.calls import Call, Examples, read_calls, spread
+from mmpack.multimethod.compile.embeddings import quantize_tables, tables_of
 from mmpack.multimethod.compile.export import mark_as_state
 from mmpack.multimethod.compile.scales import hold, read_scales
+from mmpack.multimethod.compile.unused import drop_unused
 from mmpack.multimethod.errors import CompileError
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.scale import End, EndScales, Scale
@@ -114,6 +116,8 @@ def quantize(
         scales = read_scales(module, plan.inputs, plan.outputs, frozenset([*written, *plan.state]))
         operators = [str(n.target) for n in module.graph.nodes if n.op == "call_function"]
         done = any("quantize" in operator for operator in operators)
+    elif (tables := target.embedding_weights(options)) is not None:
+        done = quantize_tables(module, tables_of(program, plan.state), tables)
     else:
         done = _linear_weights(module, method, target.linear_weights(options), options)
     if not done:
@@ -122,6 +126,7 @@ def quantize(
             "not quantized"
         )
     quantized = _exported(module, program)
+    drop_unused(quantized)
     mark_as_state(quantized, frozenset(plan.state))
     return quantized, scales
 

@@ -34,7 +34,8 @@ class Diagnosis:
     the command that would change that. backends: name -> what its `available` says. optional:
     those of them that a machine need not have. proofs: those that are not a part of ExecuTorch
     -> how compiling and running a small graph went. runtime: backends registered in the Python
-    runtime. compiler: path of a C++ compiler."""
+    runtime. kernels: namespaces of operators whose kernels come with a module of ExecuTorch's ->
+    whether they do. compiler: path of a C++ compiler."""
 
     machine: str
     versions: dict[str, str | None]
@@ -43,15 +44,20 @@ class Diagnosis:
     optional: frozenset[str]
     proofs: dict[str, Proof]
     runtime: tuple[str, ...]
+    kernels: dict[str, bool]
     compiler: str | None
 
     @property
     def healthy(self) -> bool:
-        """Every package is there, in a version that works, and every backend can build and run,
-        unless it is one that need not be there, and is not."""
-        return not self.wrong and all(
-            (a.builds and a.runs) or (name in self.optional and name not in self.proofs)
-            for name, a in self.backends.items()
+        """Every package is there, in a version that works, with its kernels, and every backend can
+        build and run, unless it is one that need not be there, and is not."""
+        return (
+            not self.wrong
+            and all(self.kernels.values())
+            and all(
+                (a.builds and a.runs) or (name in self.optional and name not in self.proofs)
+                for name, a in self.backends.items()
+            )
         )
 
     def __str__(self) -> str:
@@ -68,6 +74,11 @@ class Diagnosis:
                 lines.append(f"  {'':<14} {self.proofs[name]}")
             if found.remedy is not None and not (found.builds and found.runs):
                 lines.append(f"  {'':<14} to change that: {found.remedy}")
+        if self.kernels:
+            found_kernels = ", ".join(f"{name} {_yes(here)}" for name, here in self.kernels.items())
+            lines += ["", f"  {'more kernels':<14} {found_kernels}"]
+            if not all(self.kernels.values()):
+                lines.append(f"  {'':<14} to change that: {_reinstall('executorch')}")
         lines += ["", f"  runtime has: {', '.join(self.runtime) or 'nothing'}"]
         return "\n".join(lines)
 
@@ -89,6 +100,7 @@ def diagnose() -> Diagnosis:
             if backend.external and found.builds and found.runs:
                 proving[name] = pool.submit(prove, name, backend.proof)
         runtime = _registered()
+        kernels = _kernels() if runtime else {}
         proofs = {name: proof.result() for name, proof in proving.items()}
     for name, proof in proofs.items():
         if proof.failure is not None:
@@ -101,6 +113,7 @@ def diagnose() -> Diagnosis:
         optional=frozenset(name for name, backend in BACKENDS.items() if backend.external),
         proofs=proofs,
         runtime=runtime,
+        kernels=kernels,
         compiler=shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
     )
 
@@ -127,6 +140,14 @@ def _registered() -> tuple[str, ...]:
     except ImportError:
         return ()
     return tuple(sorted(Runtime.get().backend_registry.registered_backend_names))
+
+
+def _kernels() -> dict[str, bool]:
+    from mmpack.multimethod.runtime.chatter import caught
+    from mmpack.multimethod.runtime.kernels import has_kernels
+
+    with caught():  # importing them makes remarks
+        return has_kernels()
 
 
 def _yes(value: bool) -> str:

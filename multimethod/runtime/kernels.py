@@ -19,6 +19,18 @@ MODULES = {
 }
 """Namespace of operators -> the module whose import registers their kernels."""
 
+_EXAMPLES = {
+    "llama": "llama::custom_sdpa.out",
+    "quantized_decomposed": "quantized_decomposed::embedding_byte.out",
+}
+"""One of each that programs call."""
+
+
+def has_kernels() -> dict[str, bool]:
+    """Whether importing the module of each namespace of `MODULES` brings it kernels. Takes as long
+    as importing them all."""
+    return {name: not without_kernel([operator]) for name, operator in _EXAMPLES.items()}
+
 
 def without_kernel(operators: Iterable[str]) -> list[str]:
     """Those of some operators of `MODULES`, as in "llama::custom_sdpa.out", that this process still

@@ -165,6 +165,12 @@ class Backend(ABC):
         return None
 
     @classmethod
+    def embedding_weights(cls, options: Any) -> Any:
+        """What torchao's `quantize_` is to do to embedding tables (an `IntxWeightOnlyConfig` of
+        int8 for each row, or of int4 for each group), or None."""
+        return None
+
+    @classmethod
     def refuses(
         cls,
         options: Any,
