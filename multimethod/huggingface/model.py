@@ -49,6 +49,24 @@ def make_decoder(path: Path, seed: int = 0) -> Any:
     return model.eval().requires_grad_(False)
 
 
+def read_config(path: Path) -> Any:
+    """transformers' own record of the configuration of a folder, or of a config.json alone.
+
+    Raises ModelError if there is none, or it is of no decoder that transformers knows.
+    """
+    if message := missing_package():
+        raise ModelError(message)
+    with _quiet():
+        return _config(read_folder(path))
+
+
+def draw_decoder(config: Any, *, device: str = "cpu", seed: int = 0) -> Any:
+    """A causal language model of a configuration, its weights random, in float32. On the device
+    `meta` they take no memory."""
+    with _quiet(), torch.device(device):
+        return _random(config, seed).eval().requires_grad_(False)
+
+
 def logits(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     """The logits of whole texts, computed in one piece: [B, S] int64 -> [B, S, vocabulary]."""
     found: torch.Tensor = model(input_ids=tokens, use_cache=False).logits

@@ -5,22 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from string import Template
-from typing import Any
 
-from mmpack.multimethod.errors import ModelError, OutputError
+from mmpack.multimethod.errors import OutputError
+from mmpack.multimethod.huggingface.folder import CONFIG, read_folder
+from mmpack.multimethod.huggingface.model import draw_decoder, read_config
 from mmpack.multimethod.init.choices import Choices, wrong
 from mmpack.multimethod.init.decoder import Decoder, read_decoder
 from mmpack.multimethod.init.rehearse import rehearse
 from mmpack.multimethod.init.write import Sources, write_spec
 
-TRAVELLERS = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-)
-"""Files of a folder that `mmpack generate` reads out of the program."""
 CALIBRATION = "calibration.py"
 
 
@@ -32,7 +25,7 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
     not go with it, OutputError if a file is there already or cannot be written.
     """
     config = read_config(source)
-    decoder = read_decoder(skeleton(config))
+    decoder = read_decoder(draw_decoder(config, device="meta"))
     _require_context(decoder, choices)
     rehearse(config, decoder)
     texts = {output: ""}
@@ -53,8 +46,8 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
 def _require_context(decoder: Decoder, choices: Choices) -> None:
     if decoder.longest is not None and choices.context > decoder.longest:
         raise wrong(
-            f"--context {choices.context}: the rotary frequencies of {decoder.title} hold for texts "
-            f"of up to {decoder.longest} tokens (its configuration says so)"
+            f"--context {choices.context}: what {decoder.title} computes of positions holds for "
+            f"texts of up to {decoder.longest} tokens, as its configuration says"
         )
 
 
@@ -114,9 +107,11 @@ def prompts():
 
 
 def _files(source: Path, here: Path) -> dict[str, str]:
-    if not source.is_dir():
-        return {}
-    return {n: _relative(source / n, here) for n in TRAVELLERS if (source / n).is_file()}
+    folder = read_folder(source)
+    paths = [folder.path / name for name in folder.tokenizer]
+    if paths:
+        paths.append(source if source.is_file() else source / CONFIG)
+    return {CONFIG if path == source else path.name: _relative(path, here) for path in paths}
 
 
 def _relative(path: Path, here: Path) -> str:

@@ -11,9 +11,9 @@ import copy
 from typing import Any
 
 import torch
-from torch import nn
 
 from mmpack.multimethod.errors import ModelError
+from mmpack.multimethod.huggingface.model import draw_decoder
 from mmpack.multimethod.init.decoder import Decoder
 from mmpack.wrappers.prefill import Prefill
 
@@ -24,15 +24,10 @@ MOST = 1e-3
 
 def rehearse(config: Any, decoder: Decoder) -> None:
     """Raise ModelError if the decoder, cut, gives other logits than whole."""
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    small = AutoModelForCausalLM.from_config(
-        _reduced(config, decoder), attn_implementation="eager", dtype=torch.float32
-    )
+    small = draw_decoder(_reduced(config, decoder))
+    chance = torch.Generator().manual_seed(0)
     for parameter in small.parameters():  # norms too, which would all be ones
-        nn.init.normal_(parameter, mean=0.1, std=0.1)
-    small.eval()
+        parameter.normal_(0.1, 0.1, generator=chance)
     tokens = torch.arange(1, TOKENS + 1)[None]
     with torch.no_grad():
         whole = small(tokens, use_cache=False).logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from textwrap import fill
+
 from attrs import frozen
 
 from mmpack.multimethod.init.choices import Choices, Target

@@ -163,7 +163,7 @@ def combinations(each: Each) -> Iterator[dict[str, str | int]]:
         rest, values, number = iter(taken), {}, 0
         for symbol, given in each.items():
             if isinstance(given, Cycle):
-                values[symbol] = given.cycle[number % len(given.cycle)]
+                values[symbol] = given[number % len(given)]
             else:
                 number, values[symbol] = next(rest)
         yield values
@@ -210,7 +210,7 @@ def fill(value: Any, values: Values, *, typed: bool = False) -> Any:
                 raise Wrong(f"with {_given(values)}, two keys are called {name!r}")
             filled[name] = fill(entry, values, typed=typed)
         return filled
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple):  # and a Cycle
         return type(value)(fill(entry, values, typed=typed) for entry in value)
     if attrs.has(type(value)):
         changes = {

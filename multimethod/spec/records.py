@@ -57,15 +57,12 @@ class TargetSpec:
     options: dict[str, Any] = field(factory=dict)
 
 
-@frozen
-class Cycle:
+class Cycle(tuple[int | str, ...]):
     """Values that a symbol of `each` takes in turn, over and over, along with the symbol before it:
     in `{i: 0..5, kind: {cycle: [near, near, far]}}` kind is `far` where i is 2 or 5."""
 
-    cycle: tuple[int | str, ...]
 
-
-Each = dict[str, tuple[int | str, ...] | Cycle]
+Each = dict[str, tuple[int | str, ...]]
 
 
 @frozen

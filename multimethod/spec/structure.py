@@ -92,11 +92,11 @@ def _shape(value: Any, _: Any) -> tuple[int | str, ...]:
 
 
 def _each(value: Any, _: Any) -> Each:
-    def values(name: Any, given: Any) -> tuple[int | str, ...] | Cycle:
+    def values(name: Any, given: Any) -> tuple[int | str, ...]:
         if not (isinstance(name, str) and name.isidentifier()):
             raise Wrong(f"expected a symbol like i, got {words(name)}", at_key=True)
         if isinstance(given, Mapping):
-            return _converter.structure(given, Cycle)
+            return Cycle(_converter.structure(given, _Cycle).cycle)
         return _several(given)
 
     if not isinstance(value, Mapping):
@@ -105,6 +105,17 @@ def _each(value: Any, _: Any) -> Each:
     if made and isinstance(next(iter(made.values())), Cycle):
         raise Wrong("a cycle goes along with the symbol before it, and this one is the first")
     return made
+
+
+@attrs.frozen
+class _Cycle:
+    """A cycle as it is written."""
+
+    cycle: tuple[int | str, ...]
+
+
+def _plain_each(each: Each) -> dict[str, Any]:
+    return {s: {"cycle": [*v]} if isinstance(v, Cycle) else [*v] for s, v in each.items()}
 
 
 def _several(given: Any, _: Any = None) -> tuple[int | str, ...]:
@@ -216,7 +227,10 @@ def _renames(cls: Any) -> dict[str, Any]:
 
 
 def _plain_hook(cls: Any, converter: Converter) -> Callable[[Any], Any]:
-    return make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True, **_renames(cls))
+    each = {"each": override(unstruct_hook=_plain_each)} if "each" in attrs.fields_dict(cls) else {}
+    return make_dict_unstructure_fn(
+        cls, converter, _cattrs_omit_if_default=True, **_renames(cls), **each
+    )
 
 
 def _origin_is(*origins: Any) -> Callable[[Any], bool]:
@@ -231,7 +245,7 @@ def _listed(value: Any) -> Any:
 
 _FIELDS: dict[type, dict[str, _Hook]] = {
     InputSpec: {"shape": _shape, "range": integer_range},
-    Cycle: {"cycle": _several},
+    _Cycle: {"cycle": _several},
     MethodSpec: {"each": _each, "inputs": _inputs},
     StepSpec: {"each": _each},
     Spec: {"dims": _dims, "sample": _sample},

@@ -7,12 +7,16 @@ quantization with XNNPACK (4-bit: torchao's `quantize_`).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 
 from mmpack.multimethod.targets.base import Availability, Backend, in_blocks
+from mmpack.multimethod.targets.xnnpack_gelu import write_out_tanh_gelu
 from mmpack.multimethod.versions import requirement
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 SQNR = {"8a8w": 20.0, "8da8w": 30.0, "8da4w": 15.0}
 """Quantized precision -> least ratio in dB: about 10 below the worst that the README measures."""
@@ -48,6 +52,11 @@ class Xnnpack(Backend):
             detail="this executorch has no XnnpackBackend",
             remedy=f"pip install --force-reinstall --no-deps '{requirement('executorch')}'",
         )
+
+    @classmethod
+    def prepare(cls, program: ExportedProgram, method: str, options: Any) -> dict[str, Any]:
+        write_out_tanh_gelu(program)
+        return {}
 
     @classmethod
     def partitioners(cls, options: Any) -> list[Any]:

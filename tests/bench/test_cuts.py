@@ -1,5 +1,5 @@
-"""One decoder cut in every way that `mmpack init` knows: what each costs to build, to store, to read
-a prompt with and to write with.
+"""One decoder cut in every way that `mmpack init` knows: what each costs to build, to store, to
+read a prompt with and to write with.
 
     pytest tests/bench/test_cuts.py --benchmark-only -s
 

@@ -47,7 +47,7 @@ def test_targets(text: str, expected: Target) -> None:
         ("xnnpack:fp32:32:4", "--npu xnnpack:fp32:32:4: xnnpack has no option number 3"),
         (
             "xnnpack:presicion=fp32",
-            "--npu xnnpack:presicion=fp32: xnnpack has no option 'presicion'; did you mean 'precision'?",
+            "xnnpack has no option 'presicion'; did you mean 'precision'?",
         ),
     ],
 )
