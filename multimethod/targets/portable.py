@@ -16,9 +16,10 @@ of normally distributed numbers and of the adder's."""
 
 @frozen
 class Options:
-    """precision: `fp32`; `8w`, embedding tables of 8-bit integers with a scale for each row; `4w`,
-    of 4-bit ones, `group` neighbours of a row share a scale. All else stays float; a table that is
-    tied to `lm_head` is then in the program twice, as integers and as that one's float32 weight.
+    """precision: `fp32`; `8w`, embedding tables of 8-bit integers, a float32 scale for each row;
+    `4w`, of 4-bit ones, `group` neighbours of a row share a bfloat16 scale. All else stays float; a
+    table that is tied to `lm_head` is then in the program twice, as integers and as that one's
+    float32 weight.
     """
 
     precision: Literal["fp32", "8w", "4w"] = "fp32"
