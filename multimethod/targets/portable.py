@@ -42,17 +42,22 @@ class Portable(Backend):
 
     @classmethod
     def sqnr(cls, options: Any) -> float | None:
-        return SQNR.get(options.precision)
+        return SQNR.get(_precision(options))
 
     @classmethod
     def embedding_weights(cls, options: Any) -> Any:
-        if options.precision == "fp32":
+        if _precision(options) == "fp32":
             return None
         import torch
         from torchao.quantization.granularity import PerAxis, PerGroup
         from torchao.quantization.quant_api import IntxWeightOnlyConfig
 
-        if options.precision == "8w":
+        if _precision(options) == "8w":
             return IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
         int4: Any = torch.int4  # type: ignore[attr-defined]
         return IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(options.group))
+
+
+def _precision(options: Any) -> str:
+    """A backend that is made from this one may have options of its own, without a precision."""
+    return str(getattr(options, "precision", "fp32"))
