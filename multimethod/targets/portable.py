@@ -16,9 +16,10 @@ of normally distributed numbers and of the adder's."""
 
 @frozen
 class Options:
-    """precision: `fp32`; `8w`, embedding tables of 8-bit integers with a scale for each row; `4w`,
-    of 4-bit ones, `group` neighbours of a row share a scale. All else stays float; a table that is
-    tied to `lm_head` is then in the program twice, as integers and as that one's float32 weight.
+    """precision: `fp32`; `8w`, embedding tables of 8-bit integers, a float32 scale for each row;
+    `4w`, of 4-bit ones, `group` neighbours of a row share a bfloat16 scale. All else stays float; a
+    table that is tied to `lm_head` is then in the program twice, as integers and as that one's
+    float32 weight.
     """
 
     precision: Literal["fp32", "8w", "4w"] = "fp32"
@@ -41,17 +42,22 @@ class Portable(Backend):
 
     @classmethod
     def sqnr(cls, options: Any) -> float | None:
-        return SQNR.get(options.precision)
+        return SQNR.get(_precision(options))
 
     @classmethod
     def embedding_weights(cls, options: Any) -> Any:
-        if options.precision == "fp32":
+        if _precision(options) == "fp32":
             return None
         import torch
         from torchao.quantization.granularity import PerAxis, PerGroup
         from torchao.quantization.quant_api import IntxWeightOnlyConfig
 
-        if options.precision == "8w":
+        if _precision(options) == "8w":
             return IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
         int4: Any = torch.int4  # type: ignore[attr-defined]
         return IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(options.group))
+
+
+def _precision(options: Any) -> str:
+    """A backend that is made from this one may have options of its own, without a precision."""
+    return str(getattr(options, "precision", "fp32"))
