@@ -28,7 +28,6 @@ from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.quantize import Plan, content_of, make_plan
 from mmpack.multimethod.compile.state import State, Touched
 from mmpack.multimethod.compile.unit import Unit
-from mmpack.multimethod.compile.widen import widen_program
 from mmpack.multimethod.errors import CompileError, OutputError, counted
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress
@@ -151,7 +150,6 @@ class Compiler:
         if plan is None:  # else it is done after quantization
             mark_as_state(exported.program, marks)
         path = self._store.scratch(f"{key}.pt2")
-        widen_program(exported.program)
         try:
             torch.export.save(exported.program, path)
         except OSError as error:

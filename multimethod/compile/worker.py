@@ -81,11 +81,13 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
         from mmpack.multimethod.compile.lower import lower
         from mmpack.multimethod.compile.quantize import as_plain, quantize, read_plan
+        from mmpack.multimethod.compile.widen import widen_program
 
         torch.set_num_threads(job["threads"])
         _register(job["imports"])
         method, backend, options = job["method"], job["backend"], job["options"]
         program = torch.export.load(job["unit"])
+        widen_program(program)
         scales: dict[Any, Any] = {}
         if job["plan"] is not None:
             program, scales = quantize(program, method, backend, options, read_plan(job["plan"]))
