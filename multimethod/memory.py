@@ -2,13 +2,17 @@
 
 Asked before tensors are made, since a machine that runs out of memory kills more than the build.
 What is certain is counted, the values themselves. A module needs more than that, so no more than
-half of what is available may go to them.
+half of what is available may go to them. What is done with can be given back.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mmpack.multimethod.signature import DTYPES, ValueSpec
@@ -31,6 +35,15 @@ def too_much(needed: int) -> str | None:
         return None
     there = f"{available / 1e9:,.2f} GB that are free here"
     return f"{needed / 1e9:,.2f} GB, more than half of the {there}"
+
+
+def give_back() -> None:
+    """Give memory that is not used any more to the system: what only refers to itself, as exported
+    programs do, and what the C library keeps for later (weights of up to 32 MB, in glibc)."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_memory() -> int | None:
