@@ -2,14 +2,18 @@
 
 Asked before tensors are made, since a machine that runs out of memory kills more than the build.
 What is certain is counted, the values themselves. A module needs more than that, so no more than
-half of what is available may go to them.
+half of what is available may go to them. What is done with can be given back.
 """
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 import resource
+import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from mmpack.multimethod.signature import DTYPES, ValueSpec
@@ -42,6 +46,15 @@ def peak_memory() -> tuple[int, int]:
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
     return own, children
+
+
+def give_back() -> None:
+    """Give memory that is not used any more to the system: what only refers to itself, as exported
+    programs do, and what the C library keeps for later (weights of up to 32 MB, in glibc)."""
+    gc.collect()
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def available_memory() -> int | None:

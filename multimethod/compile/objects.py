@@ -29,8 +29,9 @@ from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.quantize import Plan, content_of, make_plan
 from mmpack.multimethod.compile.state import State, Touched
 from mmpack.multimethod.compile.unit import Unit
-from mmpack.multimethod.compile.widen import widen_program
+from mmpack.multimethod.compile.widen import HALF
 from mmpack.multimethod.errors import CompileError, OutputError, counted
+from mmpack.multimethod.memory import give_back
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
@@ -87,7 +88,8 @@ class Compiler:
             if known is not None:
                 facts[name] = PLAIN.structure(known, Facts)
             else:
-                made = self._exported[name] = export(unit, self._names)
+                made = self._export(unit)
+                self._exported[name] = made
                 facts[name] = Facts(made.signature, Touched(made.mutated, made.read))
                 self._store.put_facts(self._prints[name], PLAIN.unstructure(facts[name]))
             self._progress.done(name, "cached" if known is not None else "")
@@ -148,13 +150,12 @@ class Compiler:
         """The unit written to a file, and what its worker must know besides."""
         unit = self._units[name]
         backend = BACKENDS[unit.backend]
-        exported = self._exported.pop(name, None) or export(unit, self._names)
+        exported = self._exported.pop(name, None) or self._export(unit)
         if plan is None:  # else it is done after quantization
             mark_as_state(exported.program, marks)
         else:
             require_tables(unit, exported.program, marks)
         path = self._store.scratch(f"{key}.pt2")
-        widen_program(exported.program)
         try:
             torch.export.save(exported.program, path)
         except OSError as error:
@@ -177,6 +178,12 @@ class Compiler:
             environment=backend.environment(backend.options(unit.options)),
             plan=self._write_plan(plan, key) if plan is not None else None,
         )
+
+    def _export(self, unit: Unit) -> Exported:
+        made = export(unit, self._names)
+        if any(weight.dtype in HALF for weight in unit.module.parameters()):
+            give_back()  # the copies in float32 that it was exported with
+        return made
 
     def _write_plan(self, plan: Plan, key: str) -> Path:
         path = self._store.scratch(f"{key}.json")

@@ -6,8 +6,8 @@ would take twice its memory:
 
 - run eagerly, a module is given float32 copies of its own weights for the length of its call; an
   embedding, of those rows that the call looks up;
-- exported, a unit is given float32 copies of its weights, which its program then refers to in half
-  precision until it is written for the worker.
+- exported, a unit is given float32 copies of its weights. Its program then refers to them in half
+  precision again, and is so written for the worker, which widens them.
 
 Nothing is rounded by that: float32 holds every number of either half precision.
 """
@@ -63,11 +63,17 @@ def let_go(program: ExportedProgram, copies: Mapping[int, torch.Tensor]) -> None
 
 
 def widen_program(program: ExportedProgram) -> None:
-    """Give a program that was let go its weights in float32 again."""
+    """Give a program that was let go its weights in float32 again: those that its graph takes for
+    float32 and that are not."""
+    takes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
     copies: dict[int, nn.Parameter] = {}
-    for name, tensor in program.state_dict.items():
-        if tensor.dtype in HALF:
-            program.state_dict[name] = copies.setdefault(id(tensor), _widened(tensor))
+    for spec in program.graph_signature.input_specs:
+        tensor = program.state_dict.get(spec.target or "")
+        if tensor is None or tensor.dtype not in HALF:
+            continue
+        if takes[spec.arg.name].meta["val"].dtype == torch.float32:
+            copy = copies.setdefault(id(tensor), _widened(tensor))
+            program.state_dict[str(spec.target)] = copy
 
 
 def _half(module: nn.Module) -> dict[str, nn.Parameter]:

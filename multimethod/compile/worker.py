@@ -7,7 +7,6 @@ warm between jobs, and ends when stdin does: at once, so that it does not outliv
 from __future__ import annotations
 
 import ctypes
-import gc
 import importlib
 import json
 import os
@@ -15,12 +14,12 @@ import signal
 import sys
 import threading
 import traceback
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from mmpack.multimethod.errors import MmpackError
+from mmpack.multimethod.memory import give_back
 
 
 def main() -> None:
@@ -45,10 +44,7 @@ def _forget() -> None:
         torch.FakeTensorMode.cache_clear()
     if executorch := sys.modules.get("executorch.exir.backend.utils"):
         executorch.is_same_node.cache_clear()
-    gc.collect()
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library than glibc
-            ctypes.CDLL(None).malloc_trim(0)
+    give_back()
 
 
 def _listen(jobs: SimpleQueue[dict[str, Any]]) -> None:
@@ -81,11 +77,13 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
 
         from mmpack.multimethod.compile.lower import lower
         from mmpack.multimethod.compile.quantize import as_plain, quantize, read_plan
+        from mmpack.multimethod.compile.widen import widen_program
 
         torch.set_num_threads(job["threads"])
         _register(job["imports"])
         method, backend, options = job["method"], job["backend"], job["options"]
         program = torch.export.load(job["unit"])
+        widen_program(program)
         scales: dict[Any, Any] = {}
         if job["plan"] is not None:
             program, scales = quantize(program, method, backend, options, read_plan(job["plan"]))

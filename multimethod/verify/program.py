@@ -16,6 +16,7 @@ from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.model import load_model
 from mmpack.multimethod.compile.unit import Unit, make_units
+from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.spec import SpecFile, load_spec
@@ -24,6 +25,7 @@ from mmpack.multimethod.verify.checked import Verified, spec_place
 from mmpack.multimethod.verify.flows import least_of_flow, verify_flow
 from mmpack.multimethod.verify.methods import verify_methods
 from mmpack.multimethod.verify.noise import example_flow_inputs
+from mmpack.multimethod.verify.sparing import Sparing, room_for
 
 
 def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = None) -> Verified:
@@ -60,11 +62,13 @@ def verify_program(
 ) -> Verified:
     """Run all of a program, method by method and flow by flow, beside its model. Quantized ones
     are given `examples`. The program's state must be fresh, and is so afterwards; at no time is
-    more of it loaded than a flow takes, or a method and those with state."""
+    more of it loaded than a flow takes, or a method and those with state; of a flow that was made
+    from weights in half precision, not all (see `sparing.py`)."""
     flows = spec_file.spec.flow
     progress.stage("verify", len(units) + len(flows))
     checked = verify_methods(program, units, model, private, progress, examples)
     results = []
+    room = room_for(model)
     for name in flows:
         progress.start(f"flow {name}")
         program.reset()
@@ -72,6 +76,8 @@ def verify_program(
         tolerance = max(step.tolerance for step in steps)
         least = least_of_flow(flows[name].sqnr, steps)
         flow = program.flow(name)
+        if room is not None:
+            flow = Flow(flow.plan, Sparing(program, units, room))
         given = example_flow_inputs(flow.plan, examples) if least is not None else []
         with spec_place(spec_file, ("flow", name)):
             results.append(verify_flow(flow, spec_file, units, model, tolerance, least, given))

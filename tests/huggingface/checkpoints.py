@@ -17,7 +17,14 @@ def save(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: s
     return folder
 
 
-def llama_spec(model: str, config: Any, layers: int, chunk: int = 4, context: int = 48) -> str:
+def llama_spec(
+    model: str,
+    config: Any,
+    layers: int,
+    chunk: int = 4,
+    context: int = 48,
+    flows: tuple[tuple[str, str], ...] = (("prefill", "chunk"), ("decode", "one")),
+) -> str:
     """A Llama cut in embedding, projections, attention and the rest; its flows run the first so
     many layers, and are compared with the whole model if that has no more."""
     heads, kv_heads, hidden = (
@@ -26,7 +33,7 @@ def llama_spec(model: str, config: Any, layers: int, chunk: int = 4, context: in
         config["hidden_size"],
     )
     head_dim = config.get("head_dim") or hidden // heads
-    vocabulary = config["vocab_size"]
+    vocabulary, sizes = config["vocab_size"], ", ".join(n for _, n in flows)
     reference = "logits" if layers == config["num_hidden_layers"] else "none"
     text = f"""\
     mmpack: 1
@@ -35,21 +42,21 @@ def llama_spec(model: str, config: Any, layers: int, chunk: int = 4, context: in
     targets: {{cpu: {{backend: xnnpack}}, plain: {{backend: portable}}}}
     methods:
       embedding.{{n}}:
-        each: {{n: [chunk, one]}}
+        each: {{n: [{sizes}]}}
         module: model.embed_tokens
         wrapper: embedding
         target: plain
         inputs: {{tokens: {{shape: [1, "{{n}}"], dtype: int64, range: 0..{vocabulary - 1}}}}}
         outputs: hidden
       rotary.{{n}}:
-        each: {{n: [chunk, one]}}
+        each: {{n: [{sizes}]}}
         module: model.rotary_emb
         wrapper: rotary
         target: plain
         inputs: {{positions: {{shape: ["{{n}}"], dtype: int64, range: 0..{context - 1}}}}}
         outputs: [cos, sin]
       layers.{{i}}.qkv_proj.{{n}}:
-        each: {{i: 0..{layers - 1}, n: [chunk, one]}}
+        each: {{i: 0..{layers - 1}, n: [{sizes}]}}
         module: model.layers.{{i}}
         wrapper: qkv_proj
         target: cpu
@@ -59,7 +66,7 @@ def llama_spec(model: str, config: Any, layers: int, chunk: int = 4, context: in
           sin: ["{{n}}", {head_dim}]
         outputs: [q, k, v]
       attention.{{n}}:
-        each: {{n: [chunk, one]}}
+        each: {{n: [{sizes}]}}
         module: model.layers.0
         wrapper: attention
         target: cpu
@@ -70,14 +77,14 @@ def llama_spec(model: str, config: Any, layers: int, chunk: int = 4, context: in
           positions: {{shape: ["{{n}}"], dtype: int64, range: 0..{context - 1}}}
         outputs: mixed
       layers.{{i}}.output_mlp.{{n}}:
-        each: {{i: 0..{layers - 1}, n: [chunk, one]}}
+        each: {{i: 0..{layers - 1}, n: [{sizes}]}}
         module: model.layers.{{i}}
         wrapper: output_mlp
         target: cpu
         inputs: {{hidden: [1, "{{n}}", {hidden}], mixed: [1, "{{n}}", {heads * head_dim}]}}
         outputs: hidden
       lm_head.{{n}}:
-        each: {{n: [chunk, one]}}
+        each: {{n: [{sizes}]}}
         module: "."
         wrapper: lm_head
         target: cpu
@@ -101,5 +108,5 @@ def llama_spec(model: str, config: Any, layers: int, chunk: int = 4, context: in
     outputs: [logits]
     reference: {reference}
 """
-        for name, n in (("prefill", "chunk"), ("decode", "one"))
+        for name, n in flows
     )
