@@ -214,6 +214,63 @@ def run(
 
 @main.command()
 @PROGRAM
+@click.option(
+    "--prompt", metavar="TEXT", help="What the text begins with; `-` reads it from stdin."
+)
+@click.option("--tokens", metavar="N,N,…", help="Numbers of tokens, in place of a text.")
+@click.option("--chat", is_flag=True, help="The prompt is what a user says to the model.")
+@click.option("--system", metavar="TEXT", help="What a chat begins with.")
+@click.option("--max-tokens", type=int, metavar="N", help="Default: until the text ends.")
+@click.option("--temperature", type=float, help="Draw tokens. Default: take the likeliest.")
+@click.option("--top-k", type=int, metavar="K", help="Draw from the K likeliest.")
+@click.option(
+    "--top-p", type=float, metavar="P", help="Draw from the likeliest with probability P."
+)
+@click.option("--seed", type=int, help="Draw the same tokens each time.")
+@click.option(
+    "--tokenizer",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder with a tokenizer.json. Default: the program's own files.",
+)
+def generate(
+    program: Path,
+    prompt: str | None,
+    tokens: str | None,
+    chat: bool,
+    system: str | None,
+    tokenizer: Path | None,
+    **options: Any,
+) -> None:
+    """Have PROGRAM, a language model, go on with a text.
+
+    Prints text as it is made, and at the end, on stderr, how fast that was.
+    """
+    from mmpack.multimethod.generate.text import continue_text, continue_tokens
+
+    if (prompt is None) == (tokens is None):
+        raise click.UsageError("expected one of --prompt and --tokens")
+    if (system is not None and not chat) or (chat and tokens is not None):
+        raise click.UsageError("--system goes with --chat, and --chat with --prompt")
+    if tokens is not None:
+        text = continue_tokens(program, _numbers(tokens), tokenizer=tokenizer, **options)
+    else:
+        said = sys.stdin.read() if prompt == "-" else prompt or ""
+        text = continue_text(
+            program, said, chat=chat, system=system, tokenizer=tokenizer, **options
+        )
+    interrupted = False
+    try:
+        for piece in text:
+            click.echo(piece, nl=False)
+    except KeyboardInterrupt:
+        interrupted = True
+    click.echo()
+    click.echo(str(text.statistics) + ("; interrupted" if interrupted else ""), err=True)
+    sys.exit(1 if interrupted else 0)
+
+
+@main.command()
+@PROGRAM
 @SPEC
 def verify(program: Path, spec: Path) -> None:
     """Compare every method and flow of PROGRAM with SPEC's model in eager PyTorch."""
@@ -310,6 +367,14 @@ def _pairs(texts: Sequence[str], form: str) -> dict[str, str]:
             raise click.BadParameter(f"{text!r}: {left!r} was given twice")
         pairs[left] = right
     return pairs
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not (part.isascii() and part.isdecimal()):
+            raise click.BadParameter(f"{text!r}: expected numbers of tokens like 1,2,3")
+    return [int(part) for part in parts]
 
 
 def _sizes(dims: Sequence[str]) -> dict[str, int]:

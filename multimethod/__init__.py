@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     )
     from mmpack.multimethod.flow.execute import Context, Flow
     from mmpack.multimethod.flow.program import Program, load
+    from mmpack.multimethod.generate.generate import Generation, generate
+    from mmpack.multimethod.generate.tokenizer import Tokenizer
     from mmpack.multimethod.link import LinkReport, link
     from mmpack.multimethod.report.inspection import Inspection, inspect
     from mmpack.multimethod.runtime.methods import Method
@@ -64,6 +66,8 @@ _HOMES = {
     ),
     "flow.execute": ("Context", "Flow"),
     "flow.program": ("Program", "load"),
+    "generate.generate": ("Generation", "generate"),
+    "generate.tokenizer": ("Tokenizer",),
     "link": ("LinkReport", "link"),
     "report.inspection": ("Inspection", "inspect"),
     "runtime.methods": ("Method",),
@@ -76,6 +80,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [  # noqa: RUF022 (functions first)
     "build",
     "check",
+    "generate",
     "inspect",
     "link",
     "load",
@@ -89,6 +94,7 @@ __all__ = [  # noqa: RUF022 (functions first)
     "Flow",
     "FlowError",
     "FormatError",
+    "Generation",
     "Inspection",
     "LinkError",
     "LinkReport",
@@ -100,6 +106,7 @@ __all__ = [  # noqa: RUF022 (functions first)
     "Signature",
     "SpecError",
     "TargetError",
+    "Tokenizer",
     "ValueSpec",
     "Verified",
     "VerifyError",

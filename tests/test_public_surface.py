@@ -16,6 +16,7 @@ from mmpack.wrappers import find, names
 PUBLIC = [
     "build",
     "check",
+    "generate",
     "inspect",
     "link",
     "load",
@@ -29,6 +30,7 @@ PUBLIC = [
     "Flow",
     "FlowError",
     "FormatError",
+    "Generation",
     "Inspection",
     "LinkError",
     "LinkReport",
@@ -40,6 +42,7 @@ PUBLIC = [
     "Signature",
     "SpecError",
     "TargetError",
+    "Tokenizer",
     "ValueSpec",
     "Verified",
     "VerifyError",
@@ -85,7 +88,8 @@ def test_what_is_not_public_is_not_an_attribute() -> None:
         ("from mmpack.multimethod.link import file", "link"),
         ("import mmpack.multimethod.check", "check"),
         ("from mmpack.multimethod.report.inspection import inspect", "inspect"),
-        ("pass", "check, inspect, link"),
+        ("import mmpack.multimethod.generate.text", "generate"),
+        ("pass", "check, generate, inspect, link"),
     ],
 )
 def test_functions_are_meant_also_where_modules_are_called_the_same(first: str, names: str) -> None:

@@ -70,6 +70,7 @@ def unlisted(modules: dict[str, Path], known: set[str]) -> list[str]:
 
 
 def test_every_import_is_installed() -> None:
+    """Or is of an extra, for what not everybody wants."""
     modules = third_party(*SOURCES)
     assert {"torch", "executorch", "sympy"} <= modules.keys()
     extra = listed("options.extras_require", "hf")
@@ -94,6 +95,7 @@ def test_the_tests_want_what_the_extra_does() -> None:
 
 def test_every_import_of_the_tests_is_installed() -> None:
     test = listed("options.extras_require", "test")
+    test |= listed("options.extras_require", "hf")
     modules = third_party("tests")
     assert {"pytest", "hypothesis"} <= modules.keys()
     assert unlisted(modules, test | listed("options", "install_requires")) == []
