@@ -88,11 +88,6 @@ def test_what_only_an_extra_installs_is_not_imported_where_a_module_begins() -> 
         assert not names, path
 
 
-def test_the_tests_want_what_the_extra_does() -> None:
-    lines = (ROOT / "setup.cfg").read_text().splitlines()
-    assert len({line for line in lines if line.strip().startswith("transformers")}) == 1
-
-
 def test_every_import_of_the_tests_is_installed() -> None:
     test = listed("options.extras_require", "test")
     test |= listed("options.extras_require", "hf")

@@ -33,6 +33,9 @@ class Sparing:
     def __getitem__(self, name: str) -> Callable[..., Any]:
         return lambda **inputs: self._run(name, inputs)
 
+    def last_call(self, name: str) -> int:
+        return self._program.last_call(name)
+
     def _run(self, name: str, inputs: Mapping[str, Any]) -> Any:
         result = self._program.run_method(name, **inputs)
         if sum(self._loaded.values()) + self._sizes[name] > self._room and name not in self._loaded:
