@@ -56,6 +56,7 @@ class Prefill(nn.Module):
         angles = [rotary(positions) for rotary in self.rotary]
         hidden = self.embedding(tokens)
         for kind, block in zip(self.kinds, self.blocks, strict=True):
-            hidden = cast(Block, block).run(hidden, *angles[kind], visit)
+            cos, sin = angles[kind]
+            hidden = cast(Block, block).run(hidden, cos, sin, visit)
         logits: Tensor = self.lm_head(hidden)
         return logits

@@ -92,7 +92,7 @@ class Kept:
     @staticmethod
     def names(buffer: str, shared: bool, methods: Collection[str]) -> dict[str, tuple[str, ...]]:
         """A buffer as an entry of `buffers`, or as one for each method that has a copy."""
-        if shared:
+        if shared or len(methods) == 1:
             return {buffer: tuple(methods)}
         return {f"{buffer} of {method}": (method,) for method in methods}
 
