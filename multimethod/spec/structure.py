@@ -227,10 +227,10 @@ def _renames(cls: Any) -> dict[str, Any]:
 
 
 def _plain_hook(cls: Any, converter: Converter) -> Callable[[Any], Any]:
-    each = {"each": override(unstruct_hook=_plain_each)} if "each" in attrs.fields_dict(cls) else {}
-    return make_dict_unstructure_fn(
-        cls, converter, _cattrs_omit_if_default=True, **_renames(cls), **each
-    )
+    fields: Any = _renames(cls)
+    if "each" in attrs.fields_dict(cls):
+        fields["each"] = override(unstruct_hook=_plain_each)
+    return make_dict_unstructure_fn(cls, converter, _cattrs_omit_if_default=True, **fields)
 
 
 def _origin_is(*origins: Any) -> Callable[[Any], bool]:

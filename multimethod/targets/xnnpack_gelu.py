@@ -38,7 +38,7 @@ def _write_out(program: ExportedProgram, gelu: Node) -> None:
     (x,) = gelu.args
 
     def node(operator: Any, *args: Any) -> Node:
-        made = program.graph.call_function(operator, args)
+        made: Node = program.graph.call_function(operator, args)
         made.meta["val"] = gelu.meta["val"]
         return made
 
