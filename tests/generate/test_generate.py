@@ -229,7 +229,7 @@ EXPECTED = (
         ({"input": "ids"}, "its flow 'decode' takes ids", "decode(ids by 1) -> (logits)"),
         ({"output": "hidden"}, "its flow 'decode' gives hidden", "decode(tokens by 1) -> (hidden)"),
         ({"cut": "two"}, "its flow 'decode' reads 2 tokens a piece", "decode(tokens by 2) -> (log"),
-        ({"batch": "3"}, "its flow 'decode' takes tokens: int64[3, one]", "decode(tokens by 1)"),
+        ({"batch": "3"}, "its flow 'decode' takes tokens: int64[3, 1]", "decode(tokens by 1)"),
         ({"name": "prefill", "cut": "two"}, "has no flow 'decode'", "prefill(tokens by 2) -> "),
     ],
     ids=str,
