@@ -14,11 +14,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tokenizers import decoders
 from torch import nn
 
 from mmpack.cli import main
 from mmpack.multimethod import link
 from mmpack.multimethod.compile.model import load_model
+from mmpack.multimethod.generate import text
 from mmpack.multimethod.spec import load_spec
 
 from .test_generate import SPEC, eagerly, prompt
@@ -120,6 +122,32 @@ def test_a_chat_is_what_the_template_makes_of_it(bare: Path, tmp_path: Path) -> 
     assert f"{max(tokens)}" in result.stderr
 
 
+@pytest.mark.parametrize(("chat", "shown"), [([], " a\n"), (["--chat"], "a\n")])
+def test_only_what_goes_on_with_a_text_begins_with_a_space(
+    chat: list[str],
+    shown: str,
+    bare: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a tokenizer that leaves out the first space of a text, as Llama's does."""
+    words = byte_level()
+    words.decoder = decoders.Sequence(
+        [decoders.ByteLevel(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    content = {**FILES, **files(words)}
+
+    class Made(Iterator[int]):
+        statistics, tokens = "told", iter(b" a")
+
+        def __next__(self) -> int:
+            return next(self.tokens)
+
+    monkeypatch.setattr(text, "generate", lambda *_, **__: Made())
+    place = folder(tmp_path / "model", content)
+    assert mmpack(bare, "--prompt", "b", "--tokenizer", place, *chat).stdout == shown
+
+
 def test_seeds(bare: Path) -> None:
     options = ["--tokens", "49,43", "--temperature", 9, "--top-k", 200, "--max-tokens", 12]
     one, again, other = (mmpack(bare, *options, "--seed", s) for s in (1, 1, 2))
@@ -193,12 +221,12 @@ def test_an_interruption_shows_what_was_made(bare: Path, tmp_path: Path) -> None
     rest, told = process.communicate(timeout=60)
     assert process.returncode == 1
     expected = eagerly(load_model(load_spec(SPEC)), list(b"1+1="), 253)
-    text = begun + rest
-    assert text.endswith(b"\n") and bytes(expected).startswith(text[:-1])
-    assert 5 <= len(text) < 250
+    shown = begun + rest
+    assert shown.endswith(b"\n") and bytes(expected).startswith(shown[:-1])
+    assert 5 <= len(shown) < 250
     said = SAID.fullmatch(told.decode())
     assert said is not None and said[3] == "interrupted"
-    assert int(said[1]) == 4 and len(text) - 2 <= int(said[2]) + 1
+    assert int(said[1]) == 4 and len(shown) - 2 <= int(said[2]) + 1
 
 
 def test_pieces_come_as_they_are_made(path: Path) -> None:
