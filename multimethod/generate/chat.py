@@ -24,7 +24,8 @@ Message = Mapping[str, Any]
 """`{"role": "user", "content": "…"}`; further keys are the template's affair."""
 
 STEPS = 2_000_000
-"""Lines of Python that a template may run for; some seconds. Real ones take hundreds a message."""
+"""Lines of Python that a template may run for, its filters' included: about half a second. A
+message of a chat takes some ten to a hundred."""
 
 LARGEST = 1 << 20
 """Elements of a text or list that a multiplication in a template may make."""
@@ -48,10 +49,7 @@ def render(
     Raises FormatError, which begins with `where`, for a template that is none or takes too long;
     CallError for messages that it refuses.
     """
-    import jinja2
-
-    jinja = need("jinja2", "a chat template")
-    assert jinja is jinja2
+    jinja2 = need("jinja2", "a chat template")
     given = {"tools": None, "documents": None, **tokens, **variables}
     try:
         compiled = _compiled(template)

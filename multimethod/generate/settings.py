@@ -4,7 +4,8 @@ They have grown over the years, so each fact has several places:
 
     the end        `eos_token_id` of generation_config.json, else of config.json: one or a list;
                    and `eos_token` of tokenizer_config.json, a text
-    the beginning  `bos_token` and `add_bos_token` of tokenizer_config.json
+    the beginning  `bos_token` of tokenizer_config.json; whether texts get it, tokenizer.json says
+                   (transformers, too, heeds `add_bos_token` only where that file is missing)
     chat           chat_template.jinja, else `chat_template` of tokenizer_config.json: a text, or
                    a list of named ones
 """
@@ -35,12 +36,10 @@ NAMES = (
 @frozen
 class Settings:
     """tokens: special tokens as texts, by what they are called (`bos_token`). end: ids of those
-    that end a text. begins: whether a text is to begin with `bos_token`; None: the tokenizer knows.
-    templates: chat templates by name; one without a name is `default`."""
+    that end a text. templates: chat templates by name; one without a name is `default`."""
 
     tokens: Mapping[str, str]
     end: frozenset[int]
-    begins: bool | None
     templates: Mapping[str, str]
 
 
@@ -60,13 +59,10 @@ def read_settings(files: Mapping[str, bytes], where: str) -> Settings:
         for name, value in tokenizer.items()
         if name.endswith("_token") and (text := _text(value)) is not None
     }
-    added = tokenizer.get("add_bos_token")
-    if added is None and "add_eos_token" in tokenizer:
-        added = False  # as transformers takes it
     templates = _templates(tokenizer.get("chat_template"), where)
     if TEMPLATE in files:
         templates = {"default": _decoded(files[TEMPLATE], f"{where}: {TEMPLATE}")}
-    return Settings(tokens, end, None if added is None else bool(added), templates)
+    return Settings(tokens, end, templates)
 
 
 def files_of(folder: str | Path) -> dict[str, bytes]:

@@ -55,7 +55,8 @@ def continue_text(
     if not tokens and words.bos is not None:
         tokens = [words.bos]
     made = generate(program, tokens, stop=words.eos, **options)
-    return Text(words.stream(made, after=tokens), made)
+    # An answer is a text of its own; what goes on with a text may begin with a space.
+    return Text(words.stream(made, after=[] if chat else tokens), made)
 
 
 def continue_tokens(

@@ -60,12 +60,7 @@ class Tokenizer:
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The tokens of a text. special: with those that the model wants around any text, which
         the text of a chat already has."""
-        settled = self.settings.begins
-        ids: list[int] = self._tokenizer.encode(
-            text, add_special_tokens=special and settled is None
-        ).ids
-        if special and settled and self.bos is not None:
-            return [self.bos, *ids]
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         return ids
 
     def decode(self, tokens: Sequence[int]) -> str:

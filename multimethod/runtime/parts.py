@@ -19,9 +19,9 @@ Tree = Mapping[str, tuple[str, ...]]
 """The beginnings of names, each with the parts that come next: `layers.0` -> (`qkv_proj`, …)."""
 
 
-class NoPart(CallError, AttributeError, LookupError):
-    """No method has a name that goes on so. Python's own kinds of error for that are among it, so
-    that `hasattr` and the like work."""
+class NoPart(AttributeError, LookupError):
+    """No method has a name that goes on so: what Python has for that, since `hasattr` and the like
+    ask for it."""
 
 
 def tree(names: Iterable[str]) -> Tree:

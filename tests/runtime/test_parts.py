@@ -168,7 +168,7 @@ def test_numbers_make_a_list(program: Program) -> None:
     ],
 )
 def test_a_wrong_part_says_the_nearest(code: str, told: str, program: Program) -> None:
-    for kind in (CallError, AttributeError, LookupError):
+    for kind in (AttributeError, LookupError):
         with pytest.raises(kind, match=re.escape(told) + "$"):
             eval(code, {"program": program})
 
