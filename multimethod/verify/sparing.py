@@ -43,12 +43,12 @@ class Sparing:
 
 
 def room_for(model: nn.Module) -> int | None:
-    """Half of what a model's weights take, if most of them are in half precision; else None, for no
+    """A quarter of what a model's weights take, if most of them are in half precision; else None, for no
     limit: what is there already, in float32, is as large as all that would be loaded."""
     weights = list(model.parameters())
     half = sum(w.numel() * w.element_size() for w in weights if w.dtype in HALF)
     others = sum(w.numel() * w.element_size() for w in weights if w.dtype not in HALF)
-    return half // 2 if half > others else None
+    return half // 4 if half > others else None
 
 
 def _weights(module: nn.Module) -> int:
