@@ -1,4 +1,4 @@
-"""Which methods of a flow are loaded while it is verified, counted by a program that runs nothing."""
+"""Which methods of a flow are loaded while it is verified."""
 
 from __future__ import annotations
 
