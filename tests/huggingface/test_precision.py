@@ -64,6 +64,7 @@ def programs(tmp_path_factory: pytest.TempPathFactory, build_cache: Path) -> dic
 def test_programs_compute_the_same(programs: dict[str, Program], method: str) -> None:
     half, full = programs["bfloat16"], programs["float32"]
     assert str(half.signature(method)) == str(full.signature(method))
+    assert half[method].ranges == full[method].ranges
     (value,) = full.signature(method).inputs
     given: Any = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(7))
     if value.dtype == "int64":
