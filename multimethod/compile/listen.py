@@ -19,8 +19,11 @@ def listen(
     runs, and `done` what it gave. Returns what ends that."""
     signature = inspect.signature(getattr(module, call))
     if call == "forward":
+        # First of all such hooks: another one may change what is passed on.
         before = module.register_forward_pre_hook(
-            lambda _, args, kwargs: note(signature.bind(*args, **kwargs)), with_kwargs=True
+            lambda _, args, kwargs: note(signature.bind(*args, **kwargs)),
+            with_kwargs=True,
+            prepend=True,
         )
         after = module.register_forward_hook(lambda _, args, result: done(result))
 

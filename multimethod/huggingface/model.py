@@ -17,13 +17,21 @@ from types import MethodType
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from mmpack.multimethod.errors import ModelError, nearest
-from mmpack.multimethod.huggingface.folder import ModelFolder, missing_package, read_folder
+from mmpack.multimethod.huggingface.folder import (
+    FLOATS,
+    ModelFolder,
+    missing_package,
+    read_folder,
+)
 
 ATTENTION = "eager"
 """The one of transformers' ways to write attention that knows all that families add to it."""
+IGNORED = ("inv_freq", "position_ids")
+"""What older checkpoints hold and transformers computes itself."""
 SHOWN = 20
 
 
@@ -124,7 +132,43 @@ def _loaded(folder: ModelFolder, config: Any) -> Any:
         output_loading_info=True,
     )
     _require_all(folder, model, found)
+    _keep_as_they_are(folder, model)
     return model
+
+
+def _keep_as_they_are(folder: ModelFolder, model: Any) -> None:
+    """transformers gives a model one dtype. What is in the files in another is put back as it is,
+    so that nothing is rounded: norms in float32, say, among weights in half precision.
+
+    Raises ModelError for a tensor that has another name in the model, or is a part of one.
+    """
+    odd = {
+        name: held
+        for name, held in (folder.tensors or {}).items()
+        if held.dtype in FLOATS and FLOATS[held.dtype] != folder.dtype
+    }
+    for name, held in odd.items():
+        path, _, own = name.rpartition(".")
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            module = None
+        if module is None or own not in (*module._parameters, *module._buffers):
+            if name.endswith(IGNORED):
+                continue
+            raise ModelError(
+                f"{folder.path / held.file}: {name!r} is {FLOATS[held.dtype]}, most of the weights "
+                f"are {folder.dtype}, and the model has no tensor of that name to keep it in; "
+                "write the checkpoint in one dtype"
+            )
+        with safe_open(folder.path / held.file, framework="pt") as file:
+            tensor = file.get_tensor(name)
+        if own in module._parameters:
+            module._parameters[own] = nn.Parameter(tensor)
+        else:
+            module._buffers[own] = tensor
+    if odd:
+        model.tie_weights()
 
 
 def _require_all(folder: ModelFolder, model: nn.Module, found: Any) -> None:

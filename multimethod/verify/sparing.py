@@ -38,20 +38,21 @@ class Sparing:
 
     def _run(self, name: str, inputs: Mapping[str, Any]) -> Any:
         result = self._program.run_method(name, **inputs)
-        if sum(self._loaded.values()) + self._sizes[name] > self._room and name not in self._loaded:
-            self._program.unload(name)
-        else:
-            self._loaded[name] = self._sizes[name]
+        if name not in self._loaded:
+            if sum(self._loaded.values()) + self._sizes[name] <= self._room:
+                self._loaded[name] = self._sizes[name]
+            else:
+                self._program.unload(name)
         return result
 
 
 def room_for(model: nn.Module) -> int | None:
-    """Half of what a model's weights take, if most of them are in half precision; else None, for no
-    limit: what is there already, in float32, is as large as all that would be loaded."""
+    """A quarter of what a model's weights take, if most of them are in half precision; else None,
+    for no limit: what is there already, in float32, is as large as all that would be loaded."""
     weights = list(model.parameters())
     half = sum(w.numel() * w.element_size() for w in weights if w.dtype in HALF)
     others = sum(w.numel() * w.element_size() for w in weights if w.dtype not in HALF)
-    return half // 2 if half > others else None
+    return half // 4 if half > others else None
 
 
 def _weights(module: nn.Module) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmpack.multimethod.compile.listen import listen
 from mmpack.multimethod.compile.widen import compute_in_float32, in_float32, let_go, widen_program
 
 
@@ -85,6 +86,15 @@ def test_of_an_embedding_only_what_is_looked_up_is_widened() -> None:
     model.tokens.register_forward_pre_hook(lambda m, _: seen.append(m.weight))
     model(TOKENS)
     assert seen[0].shape == (3, 8) and seen[0].dtype == torch.float32
+
+
+def test_who_listens_is_told_what_was_looked_up() -> None:
+    model, _ = pair(torch.bfloat16)
+    told: list[Tensor] = []
+    stop = listen(model.tokens, "forward", lambda bound: told.extend(bound.args))
+    model(TOKENS)
+    stop()
+    assert torch.equal(told[0], TOKENS)
 
 
 def test_a_program_is_held_in_half_precision_until_it_is_widened() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from ..wrappers.families import make
 
@@ -15,6 +17,54 @@ def save(folder: Path, family: str, dtype: torch.dtype = torch.float32, shard: s
     """A random decoder of a family, in files of at most `shard`."""
     make(family).to(dtype).save_pretrained(folder, max_shard_size=shard)
     return folder
+
+
+def stream_llama(folder: Path, **sizes: int) -> int:
+    """A random Llama in bfloat16, a file a layer, written one after the other, so that no more than
+    one is in memory. Gives the bytes of its weights."""
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "num_key_value_heads": sizes["num_attention_heads"] // 4 or 1,
+        "tie_word_embeddings": False,
+        **sizes,
+    }
+    hidden, inner = sizes["hidden_size"], sizes["intermediate_size"]
+    keys = hidden // sizes["num_attention_heads"] * int(config["num_key_value_heads"])
+    names: dict[str, str] = {}
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+
+    def write(prefix: str, **shapes: tuple[int, ...]) -> int:
+        tensors = {
+            f"{prefix}{name.replace('__', '.')}.weight": torch.randn(*shape).mul_(0.02).bfloat16()
+            if len(shape) > 1
+            else torch.ones(*shape, dtype=torch.bfloat16)
+            for name, shape in shapes.items()
+        }
+        file = f"model-{len(set(names.values())):05}.safetensors"
+        names.update(dict.fromkeys(tensors, file))
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        return sum(tensor.nbytes for tensor in tensors.values())
+
+    torch.manual_seed(0)
+    total = write("", model__embed_tokens=(sizes["vocab_size"], hidden), model__norm=(hidden,))
+    total += write("", lm_head=(sizes["vocab_size"], hidden))
+    for layer in range(sizes["num_hidden_layers"]):
+        total += write(
+            f"model.layers.{layer}.",
+            input_layernorm=(hidden,),
+            post_attention_layernorm=(hidden,),
+            self_attn__q_proj=(hidden, hidden),
+            self_attn__k_proj=(keys, hidden),
+            self_attn__v_proj=(keys, hidden),
+            self_attn__o_proj=(hidden, hidden),
+            mlp__gate_proj=(inner, hidden),
+            mlp__up_proj=(inner, hidden),
+            mlp__down_proj=(hidden, inner),
+        )
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    return total
 
 
 def llama_spec(

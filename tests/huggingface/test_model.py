@@ -52,6 +52,26 @@ def test_tied_weights_are_one_tensor(tmp_path: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
+def test_what_is_in_another_precision_than_most_stays_in_it(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", "llama 2", torch.bfloat16)
+    tensors = load_file(folder / "model.safetensors")
+    fine = {"model.norm.weight", "model.layers.1.mlp.up_proj.weight"}
+    for name in fine:
+        tensors[name] = tensors[name].float() + 1e-5
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    model = make_decoder(folder)
+    compute_in_float32(model)
+    dtypes = {name: weight.dtype for name, weight in model.named_parameters()}
+    assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == fine
+    widened = {name: tensor.float() for name, tensor in tensors.items()}
+    other = changed(save(tmp_path / "other", "llama 2"), dtype="float32")
+    save_file(widened, other / "model.safetensors", metadata={"format": "pt"})
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.logits(TOKENS), theirs(other)(TOKENS).logits, rtol=1e-5, atol=1e-6
+        )
+
+
 def test_weights_are_the_files_own_memory(tmp_path: Path) -> None:
     """A file's pages, mapped: what the process has for itself grows by less than one matrix."""
     folder = save(tmp_path / "model", "llama 2", torch.bfloat16)
