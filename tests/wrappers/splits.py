@@ -117,13 +117,14 @@ def spec_of(
             inputs = {"hidden": hidden, "mixed": [1, "{n}", heads * head_dim]}
             method(f"mlp.{i}", inputs, "hidden", wrapper="output_mlp", **layer)
         method("lm_head", {"hidden": hidden}, "logits", module=".", wrapper="lm_head")
+    kept = "shared" if len(sizes) > 1 else "private"
     spec = {
         "mmpack": 1,
         "model": factory,
         "dims": {"chunk": chunk, "one": 1, "kv": {"min": chunk, "max": rows, "step": chunk}},
         "targets": {"cpu": {"backend": "xnnpack"}, "plain": {"backend": "portable"}},
         "methods": methods,
-        "state": {"shared": [] if split == "dynamic" else ["*.key_cache", "*.value_cache"]},
+        "state": {} if split == "dynamic" else {kept: ["*.key_cache", "*.value_cache"]},
         "flow": {
             name: {
                 "cut": {"tokens": n},
