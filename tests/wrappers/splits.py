@@ -27,6 +27,7 @@ def spec_of(
     rows: int,
     kernel: str,
     sizes: tuple[str, ...] = SIZES,
+    backend: str = "xnnpack",
 ) -> str:
     """A spec, as JSON, which is YAML, with the flows `prefill` and `decode`. Its attention takes
     part on the target `cpu`."""
@@ -122,7 +123,7 @@ def spec_of(
         "mmpack": 1,
         "model": factory,
         "dims": {"chunk": chunk, "one": 1, "kv": {"min": chunk, "max": rows, "step": chunk}},
-        "targets": {"cpu": {"backend": "xnnpack"}, "plain": {"backend": "portable"}},
+        "targets": {"cpu": {"backend": backend}, "plain": {"backend": "portable"}},
         "methods": methods,
         "state": {} if split == "dynamic" else {kept: ["*.key_cache", "*.value_cache"]},
         "flow": {
