@@ -50,10 +50,14 @@ PUBLIC = [
 WRAPPERS = [
     "attention",
     "attention_block",
+    "block",
     "cache_mask",
+    "cached_attention",
+    "decode",
     "embedding",
     "lm_head",
     "output_mlp",
+    "prefill",
     "qkv_proj",
     "rotary",
 ]

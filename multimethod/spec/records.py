@@ -133,6 +133,10 @@ class StepSpec:
 class FlowSpec:
     """How methods feed each other.
 
+    A step may keep state if it takes `positions` and uses nothing that lies behind them, as a
+    cache whose row j is position j: a flow begins at position 0 over what earlier runs left there.
+    The `range` of that input says how many positions there is room for.
+
     cut: input name -> fixed dim; the caller gives that input whole and the flow cuts it in
         pieces of the dim's size, the last one padded. `positions` (int64 [dim], the running
         index of each row) is always there for a step to take.

@@ -1,5 +1,6 @@
-"""Specs of decoders of transformers that keep their caches themselves, cut in three ways: `qkv`
-(projections, attention and the rest of a layer), `block` (a layer) and `whole`."""
+"""Specs of decoders of transformers, cut in four ways. `qkv` (projections, attention and the rest
+of a layer), `block` (a layer) and `whole` keep their caches themselves; `dynamic` is `qkv` with one
+attention for all layers, alike, over caches that the flow lets grow."""
 
 from __future__ import annotations
 
@@ -19,7 +20,14 @@ SIZES = ("chunk", "one")
 
 
 def spec_of(
-    model: Any, split: str, factory: dict[str, Any], chunk: int, rows: int, kernel: str
+    model: Any,
+    split: str,
+    factory: dict[str, Any],
+    chunk: int,
+    rows: int,
+    kernel: str,
+    sizes: tuple[str, ...] = SIZES,
+    backend: str = "xnnpack",
 ) -> str:
     """A spec, as JSON, which is YAML, with the flows `prefill` and `decode`. Its attention takes
     part on the target `cpu`."""
@@ -30,7 +38,7 @@ def spec_of(
     several = not hasattr(decoder.rotary_emb, "inv_freq")
     kinds = [y.self_attn.layer_type if several else "all" for y in layers]
     methods: dict[str, Any] = {}
-    flows: dict[str, list[Any]] = {"chunk": [], "one": []}
+    flows: dict[str, list[Any]] = {n: [] for n in sizes}
     positions = {"shape": ["{n}"], "dtype": "int64", "range": [0, rows - 1]}
     tokens = {"shape": [1, "{n}"], "dtype": "int64", "range": [0, config.vocab_size - 1]}
     hidden = [1, "{n}", width]
@@ -38,7 +46,7 @@ def spec_of(
 
     def method(name: str, inputs: dict[str, Any], outputs: Any, step: Any = None, **more: Any):  # type: ignore[no-untyped-def]
         methods[f"{name}.{{n}}"] = {
-            "each": {"n": list(SIZES)},
+            "each": {"n": list(sizes)},
             "inputs": inputs,
             "outputs": outputs,
             "target": "cpu",
@@ -48,7 +56,7 @@ def spec_of(
             steps.append({"run": f"{name}.{n}", **(step or {})})
 
     if split == "whole":
-        for n, name in zip(SIZES, ("prefill", "decode"), strict=True):
+        for n, name in zip(sizes, ("prefill", "decode"), strict=False):
             methods[f"model.{n}"] = {
                 "module": ".",
                 "wrapper": name,
@@ -90,22 +98,34 @@ def spec_of(
                 method(f"block.{i}", inputs, "hidden", turned, wrapper="block", args=fixed, **layer)
                 continue
             q, kv = [1, "{n}", heads, head_dim], [1, "{n}", kv_heads, head_dim]
+            grown = {"k": f"keys.{i}", "v": f"values.{i}"} if split == "dynamic" else {}
+            step = {**turned, "append": grown}
             inputs = {"hidden": hidden, **angles}
-            method(f"qkv.{i}", inputs, ["q", "k", "v"], turned, wrapper="qkv_proj", **layer)
+            method(f"qkv.{i}", inputs, ["q", "k", "v"], step, wrapper="qkv_proj", **layer)
             inputs = {"q": q, "k": kv, "v": kv, "positions": positions}
-            method(
-                f"attention.{i}", inputs, "mixed", wrapper="cached_attention", args=fixed, **layer
-            )
+            if split == "qkv":
+                name = f"attention.{i}"
+                method(name, inputs, "mixed", wrapper="cached_attention", args=fixed, **layer)
+            elif i == 0:
+                kv = [1, "kv", kv_heads, head_dim]
+                inputs = {"q": q, "k": kv, "v": kv, "positions": positions}
+                args = {"kernel": kernel}
+                step = {"with": grown}
+                method("attention", inputs, "mixed", step, wrapper="attention", args=args, **layer)
+            else:
+                for n, steps in flows.items():
+                    steps.append({"run": f"attention.{n}", "with": grown})
             inputs = {"hidden": hidden, "mixed": [1, "{n}", heads * head_dim]}
             method(f"mlp.{i}", inputs, "hidden", wrapper="output_mlp", **layer)
         method("lm_head", {"hidden": hidden}, "logits", module=".", wrapper="lm_head")
+    kept = "shared" if len(sizes) > 1 else "private"
     spec = {
         "mmpack": 1,
         "model": factory,
-        "dims": {"chunk": chunk, "one": 1},
-        "targets": {"cpu": {"backend": "xnnpack"}, "plain": {"backend": "portable"}},
+        "dims": {"chunk": chunk, "one": 1, "kv": {"min": chunk, "max": rows, "step": chunk}},
+        "targets": {"cpu": {"backend": backend}, "plain": {"backend": "portable"}},
         "methods": methods,
-        "state": {"shared": ["*.key_cache", "*.value_cache"]},
+        "state": {} if split == "dynamic" else {kept: ["*.key_cache", "*.value_cache"]},
         "flow": {
             name: {
                 "cut": {"tokens": n},
@@ -113,7 +133,7 @@ def spec_of(
                 "outputs": ["logits"],
                 "reference": "logits",
             }
-            for name, n in zip(("prefill", "decode"), SIZES, strict=True)
+            for name, n in zip(("prefill", "decode"), sizes, strict=False)
         },
     }
     return json.dumps(spec, indent=1)

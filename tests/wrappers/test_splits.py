@@ -29,7 +29,10 @@ def build(folder: Path, cache: Path, family: str, split: str, kernel: str) -> tu
     project.file("model.py", MODEL.format(families="families"))
     model = families.make(family)
     factory = {"factory": "model.py:made", "args": {"family": family}}
-    project.file("spec.yaml", spec_of(model, split, factory, CHUNK, ROWS, kernel))
+    # On XNNPACK the norm behind Gemma's MLP, whose outputs are tiny here, shows its rounding.
+    backend = "portable" if family == "gemma2" else "xnnpack"
+    spec = spec_of(model, split, factory, CHUNK, ROWS, kernel, backend=backend)
+    project.file("spec.yaml", spec)
     return project.program(), model
 
 
