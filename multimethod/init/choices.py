@@ -62,6 +62,9 @@ class Choices:
                 "grow are for attention in a method of its own: --split qkv/attention/mlp"
             )
 
+        if self.embedding is not None:
+            target(f"portable:{self.embedding}", "--embedding")
+
     @property
     def fixed(self) -> bool:
         """Whether the caches are state in the program."""

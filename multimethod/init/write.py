@@ -34,9 +34,7 @@ def write_spec(decoder: Decoder, choices: Choices, sources: Sources, name: str) 
         _dims(choices),
         _targets(decoder, choices),
         ["methods:", *joined(methods(decoder, choices))],
-        ['state: {shared: ["*.key_cache", "*.value_cache"]} # one memory for all methods']
-        if choices.fixed
-        else [],
+        _state(choices),
         ["flow:", *joined(flows(decoder, choices))],
         _constants(decoder, choices),
     ]
@@ -89,6 +87,14 @@ def _targets(decoder: Decoder, choices: Choices) -> Lines:
         lines.append(f"  float: {{backend: {choices.cpu.backend}}} # attention has no weights")
     lines.append("  plain: {backend: portable} # ExecuTorch's own kernels")
     return lines
+
+
+def _state(choices: Choices) -> Lines:
+    if not choices.fixed:
+        return []
+    several = choices.chunk > 1
+    kind, why = ("shared", "one memory for both") if several else ("private", "of one method each")
+    return [f'state: {{{kind}: ["*.key_cache", "*.value_cache"]}} # {why}']
 
 
 def _constants(decoder: Decoder, choices: Choices) -> Lines:

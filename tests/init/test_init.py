@@ -1,0 +1,150 @@
+"""`mmpack init`: from a folder to files, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from click.testing import CliRunner, Result
+
+from mmpack.cli import main
+from mmpack.multimethod.check import check
+from mmpack.multimethod.init.draft import CALIBRATION
+
+from ..wrappers.families import SIZES, make
+from .test_write import save_config
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(main, ["init", *map(str, args)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as it is downloaded, in so far as `init` looks at it."""
+    made = tmp_path / "models" / "tiny llama"
+    make("llama 2").save_pretrained(made)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (made / name).write_text("{}")
+    return made
+
+
+def test_the_spec_names_what_lies_in_the_folder(folder: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "specs" / "tiny.yaml"
+    spec.parent.mkdir()
+    result = run("--hf", folder, "--chunk", 8, "--context", 64, "-o", spec)
+    assert result.exit_code == 0, result.output
+    assert result.output == f"wrote {spec}; next: mmpack build {spec}\n"
+    file = check(spec)
+    assert file.spec.model.huggingface == "../models/tiny llama"
+    assert set(file.spec.files) == {
+        "tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json",
+    }  # fmt: skip
+    assert check(spec, model=True)
+
+
+def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
+    spec = tmp_path / "s.yaml"
+    spec.write_text("mine")
+    args = ("--hf", folder, "--chunk", 8, "--context", 64, "-o", spec)
+    result = run(*args)
+    assert result.exit_code != 0
+    assert "s.yaml is there already; --force writes over it" in result.output
+    assert spec.read_text() == "mine"
+    assert run(*args, "--force").exit_code == 0
+    assert spec.read_text() != "mine"
+
+
+def test_none_of_two_files_is_written_if_one_cannot_be(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / CALIBRATION).write_text("mine")
+    spec = tmp_path / "s.yaml"
+    npu = "qnn:SM8750:16a4w"
+    result = run("--hf", folder, "--chunk", 8, "--context", 64, "--npu", npu, "-o", spec)
+    assert f"{CALIBRATION} is there already" in result.output
+    assert not spec.exists()
+
+
+def test_calibration_yields_tokens(tmp_path: Path) -> None:
+    source = save_config("llama 2", tmp_path / "m")
+    spec = tmp_path / "s.yaml"
+    result = run("--hf", source, "--chunk", 8, "--context", 64, "--npu", "qnn:SM8750:16a4w",
+                 "-o", spec)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    names: dict[str, object] = {}
+    exec((tmp_path / CALIBRATION).read_text(), names)
+    examples = list(names["prompts"]())  # type: ignore[operator]
+    assert len(examples) == 8
+    assert all(e["tokens"].dtype is torch.int64 and e["tokens"].max() < 61 for e in examples)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--context", 200), "--context 200: what LlamaForCausalLM computes of positions holds for "
+                             "texts of up to 128 tokens"),
+        (("--chunk", 0), "a chunk of 0 tokens"),
+        (("--npu", "qnn:SM8751"), "executorch knows no SoC 'SM8751'"),
+        (("--cpu", "xnpack"), "--cpu xnpack: no backend is called 'xnpack'; did you mean 'xnnpack'?"),
+        (("--split", "block", "--cache", "dynamic"), "keeps its caches in the program"),
+        (("--embedding", "8x"), "--embedding portable:8x: expected one of "),
+    ],
+)  # fmt: skip
+def test_refused(args: tuple[object, ...], message: str, tmp_path: Path) -> None:
+    source = save_config("llama 2", tmp_path)
+    spec = tmp_path / "s.yaml"
+    result = run("--hf", source, "--chunk", 8, "--context", 64, *args, "-o", spec)
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert not spec.exists()
+
+
+def test_a_longrope_beyond_its_short_texts(tmp_path: Path) -> None:
+    source = save_config("phi3 long", tmp_path)
+    result = run("--hf", source, "--chunk", 8, "--context", 97, "-o", tmp_path / "s.yaml")
+    assert "texts of up to 96 tokens" in result.output
+
+
+def test_a_model_that_is_no_decoder_of_these(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=4, vocab_size=61)
+    config.architectures = ["GPT2LMHeadModel"]
+    config.save_pretrained(tmp_path)
+    result = run("--hf", tmp_path / "config.json", "-o", tmp_path / "s.yaml")
+    assert result.exit_code == 3
+    assert "found lm_head, transformer; expected lm_head, model" in result.output
+    assert "`wrapper: file.py:Class`" in result.output
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [("Granite", {"residual_multiplier": 0.3}), ("Granite", {"logits_scaling": 7.0})],
+)
+def test_parts_that_are_known_computing_something_else(
+    family: str, more: dict[str, float], tmp_path: Path
+) -> None:
+    """Granite is a Llama by its parts, and multiplies what is between them."""
+    config = getattr(transformers, f"{family}Config")(**{**SIZES, **more})
+    config.architectures = [f"{family}ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    result = run("--hf", tmp_path / "config.json", "--chunk", 8, "--context", 64, "-o",
+                 tmp_path / "s.yaml")  # fmt: skip
+    assert result.exit_code == 3, result.output
+    assert "GraniteForCausalLM has the parts that the wrappers know, but cut along" in result.output
+    assert not (tmp_path / "s.yaml").exists()
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    result = run("--hf", tmp_path / "nowhere", "-o", tmp_path / "s.yaml")
+    assert result.exit_code == 3
+    assert "there is no folder" in result.output
+
+
+def test_the_same_twice_is_the_same(tmp_path: Path) -> None:
+    source = save_config("qwen3", tmp_path)
+    assert json.loads(source.read_text())["model_type"] == "qwen3"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        run("--hf", source, "--chunk", 8, "--context", 64, "-o", tmp_path / name / "s.yaml")
+    assert (tmp_path / "a" / "s.yaml").read_text() == (tmp_path / "b" / "s.yaml").read_text()
