@@ -13,6 +13,7 @@ from mmpack.multimethod.init.choices import Choices, wrong
 from mmpack.multimethod.init.decoder import Decoder, read_decoder
 from mmpack.multimethod.init.rehearse import rehearse
 from mmpack.multimethod.init.write import Sources, write_spec
+from mmpack.multimethod.scratch import scratch_folder
 
 CALIBRATION = "calibration.py"
 
@@ -38,8 +39,11 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
         texts[output.with_name(CALIBRATION)] = _calibration(tokenizer, decoder)
     sources = Sources(_relative(source, here), files, calibration)
     texts[output] = write_spec(decoder, choices, sources, output.stem)
+    for path in texts:
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path} is there already; --force writes over it")
     for path, text in texts.items():
-        _write(path, text, overwrite)
+        _write(path, text)
     return list(texts)
 
 
@@ -118,11 +122,11 @@ def _relative(path: Path, here: Path) -> str:
     return os.path.relpath(path.absolute(), here)
 
 
-def _write(path: Path, text: str, overwrite: bool) -> None:
+def _write(path: Path, text: str) -> None:
     try:
-        with path.open("w" if overwrite else "x") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise OutputError(f"{path} is there already; --force writes over it") from error
+        with scratch_folder(path.absolute().parent, path.name) as folder:
+            draft = folder / path.name
+            draft.write_text(text)
+            draft.replace(path)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from error
