@@ -95,7 +95,8 @@ def _attention(decoder: Decoder, choices: Choices, sizes: str) -> Iterable[Lines
     def rows(heads: int, length: str) -> str:
         return f"[1, {length}, {heads}, {decoder.head_dim}]"
 
-    target = attention_target(decoder.kinds, choices)
+    target = attention_target(choices)
+    assert target is not None
     new = '"{n}"'
     if choices.fixed:
         yield _method(
@@ -207,11 +208,10 @@ def _cache_args(kinds: Iterable[Kind], choices: Choices) -> dict[str, Any]:
     return args
 
 
-def attention_target(kinds: Iterable[Kind], choices: Choices) -> str:
-    """Attention in a method of its own: ExecuTorch's fused kernel is one of its own operators;
-    written out, it goes to the CPU's backend, which may have to be one without quantization."""
-    if choices.split != "qkv/attention/mlp" or not any(kind.capped for kind in kinds):
-        return "plain"
+def attention_target(choices: Choices) -> str | None:
+    """Where attention goes that is a method of its own: it has no weights to quantize."""
+    if choices.split != "qkv/attention/mlp":
+        return None
     return "float" if choices.cpu.quantized else "cpu"
 
 

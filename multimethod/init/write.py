@@ -32,7 +32,7 @@ def write_spec(decoder: Decoder, choices: Choices, sources: Sources, name: str) 
         [f"model: {{huggingface: {text(sources.model)}}}", *_calibration(sources)],
         _files(sources),
         _dims(choices),
-        _targets(decoder, choices),
+        _targets(choices),
         ["methods:", *joined(methods(decoder, choices))],
         _state(choices),
         ["flow:", *joined(flows(decoder, choices))],
@@ -77,14 +77,16 @@ def _dims(choices: Choices) -> Lines:
     return lines
 
 
-def _targets(decoder: Decoder, choices: Choices) -> Lines:
+def _targets(choices: Choices) -> Lines:
     lines = ["targets:"]
     if choices.npu is not None:
         lines.append(f"  npu: {_target(choices.npu)} # static shapes")
-    if choices.npu is None or attention_target(decoder.kinds, choices) == "cpu":
+    if choices.npu is None or attention_target(choices) == "cpu":
         lines.append(f"  cpu: {_target(choices.cpu)}")
-    if attention_target(decoder.kinds, choices) == "float":
-        lines.append(f"  float: {{backend: {choices.cpu.backend}}} # attention has no weights")
+    if attention_target(choices) == "float":
+        lines.append(
+            f"  float: {{backend: {choices.cpu.backend}}} # for attention, without weights"
+        )
     lines.append("  plain: {backend: portable} # ExecuTorch's own kernels")
     return lines
 

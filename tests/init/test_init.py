@@ -87,7 +87,7 @@ def test_calibration_yields_tokens(tmp_path: Path) -> None:
                              "texts of up to 128 tokens"),
         (("--chunk", 0), "a chunk of 0 tokens"),
         (("--npu", "qnn:SM8751"), "executorch knows no SoC 'SM8751'"),
-        (("--cpu", "xnpack"), "--cpu xnpack: no backend is called 'xnpack'; did you mean 'xnnpack'?"),
+        (("--cpu", "xnpack"), "no backend is called 'xnpack'; did you mean 'xnnpack'?"),
         (("--split", "block", "--cache", "dynamic"), "keeps its caches in the program"),
         (("--embedding", "8x"), "--embedding portable:8x: expected one of "),
     ],

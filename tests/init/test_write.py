@@ -8,8 +8,12 @@ from pathlib import Path
 import pytest
 
 from mmpack.multimethod.check import check
+from mmpack.multimethod.huggingface.model import draw_decoder, read_config
 from mmpack.multimethod.init import Choices, Target, init
 from mmpack.multimethod.init.choices import Cache, Split
+from mmpack.multimethod.init.decoder import read_decoder
+from mmpack.multimethod.init.rehearse import rehearse
+from mmpack.multimethod.init.write import Sources, write_spec
 
 from ..wrappers.families import FAMILIES, config_of
 
@@ -49,13 +53,15 @@ def test_texts(family: str, choices: Choices, golden: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_and_cut_is_right(family: str, tmp_path: Path) -> None:
-    source = save_config(family, tmp_path)
-    for number, ((split, cache), npu, chunk) in enumerate(
-        itertools.product(CUTS, (None, NPU), (8, 1))
-    ):
-        spec = tmp_path / str(number) / "spec.yaml"
-        spec.parent.mkdir()
-        init(source, spec, Choices(chunk, 64, split, cache, npu))
+    config = read_config(save_config(family, tmp_path))
+    decoder = read_decoder(draw_decoder(config, device="meta"))
+    rehearse(config, decoder)
+    spec = tmp_path / "spec.yaml"
+    (tmp_path / "calibration.py").write_text("def prompts(): ...")
+    for (split, cache), npu, chunk in itertools.product(CUTS, (None, NPU), (8, 1)):
+        choices = Choices(chunk, 64, split, cache, npu)
+        sources = Sources("config.json", {}, "calibration.py:prompts" if npu else None)
+        spec.write_text(write_spec(decoder, choices, sources, "spec"))
         found = check(spec)
         sizes = 1 if chunk == 1 else 2
         assert len(found.steps) == sizes
