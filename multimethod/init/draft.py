@@ -36,7 +36,7 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
     if choices.static.calibrated or choices.cpu.calibrated:
         calibration = f"{CALIBRATION}:prompts"
         tokenizer = files.get("tokenizer.json")
-        texts[output.with_name(CALIBRATION)] = _calibration(tokenizer, decoder)
+        texts[output.with_name(CALIBRATION)] = _calibration(tokenizer, decoder, choices.context)
     sources = Sources(_relative(source, here), files, calibration)
     texts[output] = write_spec(decoder, choices, sources, output.stem)
     for path in texts:
@@ -55,11 +55,11 @@ def _require_context(decoder: Decoder, choices: Choices) -> None:
         )
 
 
-def _calibration(tokenizer: str | None, decoder: Decoder) -> str:
+def _calibration(tokenizer: str | None, decoder: Decoder, context: int) -> str:
     """The text of a module with a callable that yields inputs of the flows."""
     if tokenizer is None:
-        return _OF_TOKENS.substitute(vocabulary=decoder.vocabulary)
-    return _OF_TEXTS.substitute(path=repr(tokenizer))
+        return _OF_TOKENS.substitute(vocabulary=decoder.vocabulary, length=min(100, context))
+    return _OF_TEXTS.substitute(path=repr(tokenizer), context=context)
 
 
 _OF_TEXTS = Template('''"""Texts that the ranges of quantized values are taken from.
@@ -89,7 +89,7 @@ def prompts():
     """Yields tokens [1, length], int64."""
     tokenizer = Tokenizer.from_file(str(Path(__file__).parent / $path))
     for text in TEXTS:
-        yield {"tokens": torch.tensor([tokenizer.encode(text).ids])}
+        yield {"tokens": torch.tensor([tokenizer.encode(text).ids[:$context]])}
 ''')
 _OF_TOKENS = Template('''"""Tokens that the ranges of quantized values are taken from.
 
@@ -106,7 +106,7 @@ def prompts():
     """Yields tokens [1, length], int64."""
     chance = torch.Generator().manual_seed(0)
     for _ in range(8):
-        yield {"tokens": torch.randint(VOCABULARY, (1, 100), generator=chance)}
+        yield {"tokens": torch.randint(VOCABULARY, (1, $length), generator=chance)}
 ''')
 
 

@@ -78,6 +78,7 @@ def test_calibration_yields_tokens(tmp_path: Path) -> None:
     examples = list(names["prompts"]())  # type: ignore[operator]
     assert len(examples) == 8
     assert all(e["tokens"].dtype is torch.int64 and e["tokens"].max() < 61 for e in examples)
+    assert all(e["tokens"].shape == (1, 64) for e in examples)  # no more than the context
 
 
 @pytest.mark.parametrize(
