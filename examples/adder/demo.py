@@ -13,7 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from mmpack.examples.adder import sums
-from mmpack.multimethod import CallError, Context, Program, VerifyError, build, check, load
+from mmpack.multimethod import (
+    CallError,
+    Context,
+    Program,
+    VerifyError,
+    build,
+    check,
+    generate,
+    load,
+)
 from mmpack.multimethod.compile.model import load_model
 from mmpack.multimethod.report.display import Display
 from mmpack.multimethod.report.tables import build_summary, build_table, terminal
@@ -44,8 +53,8 @@ def demo(question: str, output: Path, *, jobs: int = 1, cache: Path | None = Non
     pieces = -(-prompt.shape[1] // program.flow("prefill").plan.size)
     console.print(f"\n{prompt.shape[1]} tokens in {pieces} chunks:\n", highlight=False)
 
-    tokens, logits = generate(program, prompt)
-    expected_tokens, expected_logits = generate_eagerly(load_model(check(SPEC)), prompt)
+    tokens, logits = answer(program, prompt)
+    expected_tokens, expected_logits = answer_eagerly(load_model(check(SPEC)), prompt)
     error = float((logits - expected_logits).abs().max())
     console.print(text + f"[bold]{sums.decode(tokens).strip()}[/bold]", highlight=False)
     console.print(
@@ -58,33 +67,27 @@ def demo(question: str, output: Path, *, jobs: int = 1, cache: Path | None = Non
         raise VerifyError("the program and eager PyTorch do not agree")
 
 
-def generate(program: Program, prompt: Tensor) -> tuple[list[int], Tensor]:
-    """The answer of the program: the prompt [1, S] read in chunks, then one token after the other.
-
-    Returns the answer's tokens, its newline included, and the logits [S + answer, 256] of every
-    token that was fed.
-    """
+def answer(program: Program, prompt: Tensor) -> tuple[list[int], Tensor]:
+    """The answer of the program to a prompt [1, S]: its tokens, its newline included, and the
+    logits [S + answer - 1, 256] of every token that was fed."""
+    written = list(generate(program, prompt, max_tokens=LONGEST_ANSWER, stop={ord("\n")}))
     context = Context()
     logits = program.flow("prefill").run(prompt, context=context).logits[0]
-    answer: list[int] = []
-    while len(answer) < LONGEST_ANSWER:
-        answer.append(int(logits[-1].argmax()))
-        if answer[-1] == ord("\n"):
-            break
-        step = program.flow("decode").run(torch.tensor([answer[-1:]]), context=context)
+    for token in written[:-1]:
+        step = program.flow("decode").run(torch.tensor([[token]]), context=context)
         logits = torch.cat([logits, step.logits[0]])
-    return answer, logits
+    return written, logits
 
 
 @torch.no_grad()
-def generate_eagerly(model: nn.Module, prompt: Tensor) -> tuple[list[int], Tensor]:
+def answer_eagerly(model: nn.Module, prompt: Tensor) -> tuple[list[int], Tensor]:
     """The same by the whole model in plain PyTorch, which reads everything anew for each token."""
-    answer: list[int] = []
+    written: list[int] = []
     while True:
-        logits = model(torch.cat([prompt, torch.tensor([answer], dtype=torch.int64)], dim=1))[0]
-        if len(answer) == LONGEST_ANSWER or answer[-1:] == [ord("\n")]:
-            return answer, logits[: prompt.shape[1] + len(answer) - 1]
-        answer.append(int(logits[-1].argmax()))
+        logits = model(torch.cat([prompt, torch.tensor([written], dtype=torch.int64)], dim=1))[0]
+        if len(written) == LONGEST_ANSWER or written[-1:] == [ord("\n")]:
+            return written, logits[: prompt.shape[1] + len(written) - 1]
+        written.append(int(logits[-1].argmax()))
 
 
 def parse(question: str) -> sums.Pair:

@@ -157,8 +157,8 @@ class TestAdder:
         prompt = torch.tensor([sums.encode(text)])
         chunk = program.flow("prefill").plan.size
         assert examples == 0 or prompt.shape[1] > 2 * chunk
-        tokens, logits = demo.generate(program, prompt)
-        expected_tokens, expected_logits = demo.generate_eagerly(model, prompt)
+        tokens, logits = demo.answer(program, prompt)
+        expected_tokens, expected_logits = demo.answer_eagerly(model, prompt)
         assert tokens == expected_tokens
         torch.testing.assert_close(logits, expected_logits, atol=1e-4, rtol=1e-4)
         assert sums.decode(tokens) == answer
@@ -175,14 +175,14 @@ class TestAdder:
     def test_the_program_adds_held_out_sums(self, program: Program, count: int, least: int) -> None:
         right = 0
         for text, answer in prompts(count, 0, seed=0):
-            tokens, _ = demo.generate(program, torch.tensor([sums.encode(text)]))
+            tokens, _ = demo.answer(program, torch.tensor([sums.encode(text)]))
             right += sums.decode(tokens) == answer
         assert right >= least
 
     def test_what_the_greedy_text_says_is_what_the_scores_say(self, model: nn.Module) -> None:
         for text, answer in prompts(10, 2, seed=5):
             assert (complete(model, text) == answer) == (
-                demo.generate_eagerly(model, torch.tensor([sums.encode(text)]))[0]
+                demo.answer_eagerly(model, torch.tensor([sums.encode(text)]))[0]
                 == sums.encode(answer)
             )
 
@@ -238,7 +238,7 @@ class TestAdder:
         assert int(said[1]) == len(text) > 32
         assert int(said[2]) == math.ceil(len(text) / 32) > len(text) / 32 > 2
         prompt = torch.tensor([list(text.encode())])
-        tokens, logits = demo.generate(program, prompt)
+        tokens, logits = demo.answer(program, prompt)
         with torch.no_grad():
             expected = model(torch.tensor([[*text.encode(), *b"1012"]]))[0]
         assert bytes(tokens) == b"1012\n" == bytes(expected[len(text) - 1 :].argmax(1).tolist())
