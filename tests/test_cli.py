@@ -25,7 +25,18 @@ from mmpack.multimethod.targets import BACKENDS
 
 ROOT = Path(__file__).parent.parent
 ADDER = ROOT / "examples" / "adder" / "adder.yaml"
-COMMANDS = ("build", "check", "demo", "doctor", "generate", "inspect", "link", "run", "verify")
+COMMANDS = (
+    "build",
+    "check",
+    "demo",
+    "doctor",
+    "generate",
+    "init",
+    "inspect",
+    "link",
+    "run",
+    "verify",
+)
 
 
 @pytest.fixture(autouse=True)
