@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import re
 import resource
 import sys
 from collections.abc import Iterable, Mapping
@@ -40,12 +41,23 @@ def too_much(needed: int) -> str | None:
 
 def peak_memory() -> tuple[int, int]:
     """Bytes that this process has had resident at most, files that it maps among them, and those
-    of the largest of the child processes that it has waited for."""
+    of the largest of the child processes that it has waited for: at the least, what this process
+    had when it started that one."""
     own, children = (
         resource.getrusage(who).ru_maxrss * 1024
         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
     )
-    return own, children
+    # On Linux the first begins with what the parent had when it started this process.
+    return _peak_here() or own, children
+
+
+def _peak_here() -> int | None:
+    """The peak since this process began its program, see proc_pid_status(5)."""
+    try:
+        (peak,) = re.findall(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
+        return int(peak) * 1024
+    except (OSError, ValueError):  # another system than Linux
+        return None
 
 
 def give_back() -> None:

@@ -26,8 +26,17 @@ from mmpack.multimethod.targets import BACKENDS
 ROOT = Path(__file__).parent.parent
 ADDER = ROOT / "examples" / "adder" / "adder.yaml"
 COMMANDS = (
-    "build", "check", "demo", "doctor", "generate", "init", "inspect", "link", "run", "verify",
-)  # fmt: skip
+    "build",
+    "check",
+    "demo",
+    "doctor",
+    "generate",
+    "init",
+    "inspect",
+    "link",
+    "run",
+    "verify",
+)
 
 
 @pytest.fixture(autouse=True)

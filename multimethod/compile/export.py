@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind, OutputSpec, TensorArgument
 
 from mmpack.multimethod.compile.buffers import kept_buffers
+from mmpack.multimethod.compile.composites import composites_listed_once
 from mmpack.multimethod.compile.dims import dims_of_symbols, in_dims, require_dynamic, torch_dim
 from mmpack.multimethod.compile.rehearse import (
     changed_constant,
@@ -96,7 +97,8 @@ def _exported(unit: Unit, example: tuple[torch.Tensor, ...]) -> ExportedProgram:
                 strict=False,
             )
         _drop_twins(program)
-        decomposed: ExportedProgram = program.run_decompositions({})
+        with composites_listed_once():
+            decomposed: ExportedProgram = program.run_decompositions({})
         return decomposed
     except Exception as error:
         # torch calls the dims by the names they have here, a stepped one with "_" before it.

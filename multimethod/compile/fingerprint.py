@@ -31,6 +31,7 @@ OWN_CODE = (
     "samples.py",
     "compile/buffers.py",
     "compile/calls.py",
+    "compile/composites.py",
     "compile/dims.py",
     "compile/embeddings.py",
     "compile/export.py",

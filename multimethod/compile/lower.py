@@ -21,6 +21,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import GraphModule
 from torch.fx.passes.infra.pass_base import PassResult
 
+from mmpack.multimethod.compile.composites import composites_listed_once
 from mmpack.multimethod.errors import CompileError, TargetError, nearest
 from mmpack.multimethod.targets import BACKENDS
 
@@ -49,7 +50,7 @@ def lower(
     target = BACKENDS[backend]
     given = target.options(options)
     prepared = target.prepare(program, method, given)
-    with target.watched(program, method, given) as seen:
+    with composites_listed_once(), target.watched(program, method, given) as seen:
         edge = target.edge(program, method, given)
     counts = _count(edge, method, {**prepared, **seen})
     if target.delegate and counts.operators and not counts.delegated:

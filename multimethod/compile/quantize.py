@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from mmpack.multimethod.compile.calls import Call, Examples, read_calls, spread
+from mmpack.multimethod.compile.composites import composites_listed_once
 from mmpack.multimethod.compile.embeddings import quantize_tables, tables_of
 from mmpack.multimethod.compile.export import mark_as_state
 from mmpack.multimethod.compile.scales import hold, read_scales
@@ -230,7 +231,8 @@ def _exported(module: GraphModule, before: ExportedProgram) -> ExportedProgram:
     program: ExportedProgram = torch.export.export(
         module, example[0], dynamic_shapes=(given,) if _varargs(module) else given, strict=False
     )
-    decomposed: ExportedProgram = program.run_decompositions({})
+    with composites_listed_once():
+        decomposed: ExportedProgram = program.run_decompositions({})
     for key in [key for key in decomposed.range_constraints if not key.is_Symbol]:
         del decomposed.range_constraints[key]  # see `export`
     return decomposed

@@ -207,9 +207,23 @@ def test_a_package_that_is_missing(
         assert mmpack(path, "--tokens", "49,43").exit_code == 0
 
 
+SLOWLY = """
+import sys, time
+from mmpack.cli import main
+write = sys.stdout.write
+def slowly(text):
+    count = write(text)
+    time.sleep(0.05)
+    return count
+sys.stdout.write = slowly
+main(sys.argv[1:])
+"""
+"""The command, not done before it is interrupted, also where the machine has other work."""
+
+
 def test_an_interruption_shows_what_was_made(bare: Path, tmp_path: Path) -> None:
     place = folder(tmp_path / "model", files(byte_level()))
-    command = [sys.executable, "-u", "-m", "mmpack.cli", "generate", bare]
+    command = [sys.executable, "-u", "-c", SLOWLY, "generate", bare]
     process = subprocess.Popen(
         [*command, "--prompt", "1+1=", "--tokenizer", place],
         stdout=subprocess.PIPE,
