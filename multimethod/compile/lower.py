@@ -82,7 +82,7 @@ def _weights_shared(program: ExportedProgram) -> Iterator[None]:
     shared = [w for w in program.state_dict.values() if type(w) is torch.nn.Parameter]
     try:
         for weight in shared:
-            weight.__deepcopy__ = partial(_itself, weight)  # type: ignore[attr-defined]
+            weight.__deepcopy__ = partial(_itself, weight)  # type: ignore[method-assign]
         yield
     finally:
         for weight in shared:
