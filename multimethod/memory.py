@@ -69,6 +69,16 @@ def give_back() -> None:
             ctypes.CDLL(None).malloc_trim(0)
 
 
+def keep_no_blocks() -> None:
+    """Have the C library give memory back as soon as it is freed, for the rest of this process, if
+    it was asked for in blocks of a megabyte or more. Else glibc learns to keep such blocks, up to
+    32 MB, once the first of their size is freed; a give_back() comes after the peak."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):  # another C library than glibc
+            mmap_threshold = -3  # M_MMAP_THRESHOLD, see mallopt(3)
+            ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
+
+
 def available_memory() -> int | None:
     """Bytes that this process can still be given; None where that cannot be told."""
     return min((n for n in (_of_machine(), _of_group()) if n is not None), default=None)

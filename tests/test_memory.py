@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 ALLOCATE = "x = b'1' * 300_000_000"
 SCRIPT = f"""
 import subprocess, sys
@@ -24,3 +26,31 @@ def test_peaks_stay() -> None:
     assert child == 0 and child_then == child_last > 300_000_000
     assert own <= own_then < 300_000_000 < own_last
     assert len(parents) > own_last - 100_000_000
+
+
+KEEPING = """
+import sys
+from pathlib import Path
+from mmpack.multimethod.memory import keep_no_blocks
+
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+if sys.argv[1] == "none":
+    keep_no_blocks()
+b"1" * 20_000_000  # the size that glibc then keeps
+before = resident()
+blocks = [b"1" * 20_000_000 for _ in range(5)]
+above = bytes(100_000)
+del blocks
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="it is about glibc")
+def test_large_blocks_are_given_back_at_once() -> None:
+    kept, given_back = (
+        int(subprocess.check_output([sys.executable, "-c", KEEPING, keep], text=True))
+        for keep in ("some", "none")
+    )
+    assert given_back < 10_000_000 < 90_000_000 < kept

@@ -7,7 +7,9 @@ Source of the conventions: ExecuTorch 1.5, `exir/program/_program.py` (the stage
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,11 @@ def lower(
     target = BACKENDS[backend]
     given = target.options(options)
     prepared = target.prepare(program, method, given)
-    with composites_listed_once(), target.watched(program, method, given) as seen:
+    with (
+        composites_listed_once(),
+        _weights_shared(program),
+        target.watched(program, method, given) as seen,
+    ):
         edge = target.edge(program, method, given)
     counts = _count(edge, method, {**prepared, **seen})
     if target.delegate and counts.operators and not counts.delegated:
@@ -71,6 +77,25 @@ def lower(
     with output.open("wb") as file:
         planned.write_to_file(file)
     return counts
+
+
+@contextmanager
+def _weights_shared(program: ExportedProgram) -> Iterator[None]:
+    """Within the block a copy of a program, as executorch makes one of what it lowers, refers to
+    the same weights: `copy` looks at a thing itself for how that is copied before it looks at its
+    class. Parameters alone: no method writes to those."""
+    shared = [w for w in program.state_dict.values() if type(w) is torch.nn.Parameter]
+    try:
+        for weight in shared:
+            weight.__deepcopy__ = partial(_itself, weight)  # type: ignore[method-assign]
+        yield
+    finally:
+        for weight in shared:
+            vars(weight).pop("__deepcopy__", None)  # the same one may be there twice
+
+
+def _itself(weight: torch.Tensor, memo: Any) -> torch.Tensor:
+    return weight
 
 
 def _initialised(program: ExportedProgram) -> Any:

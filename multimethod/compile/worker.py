@@ -19,13 +19,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from mmpack.multimethod.errors import MmpackError
-from mmpack.multimethod.memory import give_back
+from mmpack.multimethod.memory import give_back, keep_no_blocks
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _die_with_parent()
+    keep_no_blocks()
     jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     while True:
@@ -37,13 +38,18 @@ def main() -> None:
 
 
 def _forget() -> None:
-    """Let go of the job. Two caches would keep all of it, weights and compiled data, so that a
-    worker grew with every method: torch's of what operators do to fake tensors, whose keys hold
-    the lowered modules, and executorch's of comparisons of graphs."""
+    """Let go of the job. Three things would keep it, weights and compiled data, so that a worker
+    held the last method, or all, beside the next: torch's cache of what operators do to fake
+    tensors, whose keys hold the lowered modules; executorch's of comparisons of graphs; and what
+    XNNPACK's partitioner last had to say of a node, which its modules keep with the node."""
     if torch := sys.modules.get("torch._subclasses.fake_tensor"):
         torch.FakeTensorMode.cache_clear()
     if executorch := sys.modules.get("executorch.exir.backend.utils"):
         executorch.is_same_node.cache_clear()
+        for module in list(sys.modules.values()):
+            said = getattr(module, "__dict__", {}).get("why")
+            if isinstance(said, executorch.WhyNoPartition):
+                said.node = None
     give_back()
 
 

@@ -127,9 +127,10 @@ class Methods:
         }
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False) -> Self:
-        """Load any ExecuTorch program; `flow.program.load` says all about it."""
-        image = Image(Path(path), mmap=mmap)
+    def load(cls, path: str | Path, *, mmap: bool = False, on_disk: bool = False) -> Self:
+        """Load any ExecuTorch program; `flow.program.load` says all about it, `Image` what
+        `on_disk` does."""
+        image = Image(Path(path), mmap=mmap, on_disk=on_disk)
         with open_program(image.source, fd=image.fd) as file:
             manifest = read_manifest(file)
             facts = read_facts(file, manifest)

@@ -17,7 +17,7 @@ from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.model import load_model
 from mmpack.multimethod.compile.unit import Unit, make_units
 from mmpack.multimethod.flow.execute import Flow
-from mmpack.multimethod.flow.program import Program, load
+from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.progress import Progress, Silent
 from mmpack.multimethod.spec import SpecFile, load_spec
 from mmpack.multimethod.verify.agreement import require_same
@@ -36,7 +36,9 @@ def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = No
     spec_file = load_spec(spec)
     model = load_model(spec_file)
     units = make_units(spec_file, model)
-    program = load(path)
+    # It is the user's file, which may be written over meanwhile; and a copy in memory would take as
+    # much as two checkpoints in half precision.
+    program = Program.load(path, on_disk=True)
     require_same(program, spec_file, units)
     records = program.manifest.state if program.manifest is not None else ()
     private = {record.name: record.methods for record in records if not record.shared}

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from executorch.exir.schema import DelegateCall, KernelCall
 from torch import nn
 from torch.export import ExportedProgram, export
 
+from mmpack.multimethod import load
 from mmpack.multimethod.compile.lower import Lowered, lower
 from mmpack.multimethod.errors import CompileError, TargetError
 
@@ -99,3 +102,27 @@ def test_a_method_that_computes_nothing_leaves_nothing_undelegated(tmp_path: Pat
 def test_no_such_backend(tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="no backend is called 'xnpack'; did you mean 'xnnpack'"):
         lower(exported(Same()), "same", "xnpack", {}, tmp_path / "x.pte")
+
+
+def test_no_copy_is_made_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    before = [weight.clone() for weight in model.parameters()]
+    copies: list[nn.Parameter] = []
+    real = nn.Parameter.__deepcopy__
+
+    def counted(weight: nn.Parameter, memo: Any) -> nn.Parameter:
+        copies.append(weight)
+        return real(weight, memo)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Parameter, "__deepcopy__", counted)
+        lower(exported(model), "f", "xnnpack", {}, tmp_path / "x.pte")
+        assert copies == []
+        # What is not lowered any more is copied as ever.
+        twin = copy.deepcopy(model)
+    assert twin[0].weight is not model[0].weight
+    assert all(map(torch.equal, before, model.parameters()))
+    program = load(tmp_path / "x.pte")
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(program.run_method("f", x)[0], model(x))

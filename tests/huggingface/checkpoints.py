@@ -63,7 +63,8 @@ def stream_llama(folder: Path, **sizes: int) -> int:
             mlp__up_proj=(inner, hidden),
             mlp__down_proj=(hidden, inner),
         )
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    index = {"metadata": {"total_size": total}, "weight_map": names}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return total
 
 

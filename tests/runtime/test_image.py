@@ -67,11 +67,12 @@ def use(program: Program) -> None:
         program.reset()
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
 @pytest.mark.parametrize("change", [empty, cut, fill, copy_over, delete, replace])
 def test_a_loaded_program_does_not_care_what_becomes_of_its_file(
-    path: Path, foreign: Path, change: Callable[[Path, Path], None]
+    path: Path, foreign: Path, change: Callable[[Path, Path], None], on_disk: bool
 ) -> None:
-    fresh, used = load(path), load(path)
+    fresh, used = (Program.load(path, on_disk=on_disk) for _ in range(2))
     use(used)
     change(path, foreign)
     use(fresh)
@@ -174,6 +175,37 @@ def test_a_copy_that_cannot_be_made_is_said_with_what_does_without(
     )
     assert len(os.listdir("/proc/self/fd")) == before
     use(load(path, mmap=True))
+
+
+def test_a_copy_on_disk_has_no_name_and_takes_no_memory(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.delattr(os, "memfd_create")
+    copy = Image(path, on_disk=True)
+    assert copy.path.read_bytes() == path.read_bytes()
+    assert os.fstat(copy.fd).st_nlink == 0
+    assert os.fstat(copy.fd).st_dev == temporary.stat().st_dev
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_disk_without_room_for_the_copy_is_said(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch, pytest.raises(ExecutionError) as raised:
+        patch.setattr(os, "write", full)
+        Image(path, on_disk=True)
+    assert str(raised.value) == (
+        f"{path}: cannot be copied to the folder for temporary files: No space left on device; "
+        "TMPDIR may name another folder"
+    )
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from mmpack.multimethod import load, verify
 from mmpack.multimethod.compile.unit import make_units
 from mmpack.multimethod.errors import FlowError, ModelError, VerifyError
 from mmpack.multimethod.progress import Silent
+from mmpack.multimethod.runtime import image
 from mmpack.multimethod.verify.checked import Checked, Verified
 from mmpack.multimethod.verify.methods import verify_methods
 
@@ -123,21 +124,32 @@ def test_another_spec_is_told_from_the_programs(built: Any, old: str, new: str, 
     assert says in str(caught.value)
 
 
-def test_a_build_copies_no_program_and_verifying_copies_it_once(
+def test_a_build_copies_no_program_and_verifying_copies_it_once_to_disk(
     built: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    copies: list[str] = []
-    real = os.memfd_create
+    copies: list[int] = []
+    real = image._nameless
 
-    def counted(name: str, flags: int) -> int:
-        copies.append(name)
-        return real(name, flags)
+    def counted() -> int:
+        copies.append(1)
+        return real()
 
-    monkeypatch.setattr(os, "memfd_create", counted)
+    monkeypatch.setattr(image, "_nameless", counted)
+    monkeypatch.delattr(os, "memfd_create")  # memory
     built.build()
     assert copies == []
     verify(built.output, built.path)
-    assert copies == ["mmpack"]
+    assert copies == [1]
+
+
+def test_who_verifies_a_program_may_write_over_it_meanwhile(built: Any) -> None:
+    class Overwriting(Silent):
+        def start(self, method: str) -> None:
+            built.output.write_bytes(b"")
+
+    verified = verify(built.output, built.path, progress=Overwriting())
+    assert [*verified.methods] == ["f", "add", "seen"]
+    assert built.output.read_bytes() == b""
 
 
 def test_a_foreign_program_is_not_what_the_spec_says(built: Any, foreign: Path) -> None:
