@@ -11,6 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
@@ -127,7 +128,7 @@ def init(
         embedding=embedding,
     )
     written = init(source, output, choices, overwrite=force)
-    click.echo(f"wrote {', '.join(map(str, written))}; next: mmpack build {output}")
+    click.echo(f"wrote {', '.join(map(str, written))}; next: mmpack build {quote(str(output))}")
 
 
 @main.command()

@@ -75,7 +75,9 @@ class Cache(nn.Module):
             )
         for name in ("key_cache", "value_cache"):
             if not hasattr(attention, name):
-                empty = torch.zeros(shape, dtype=attention.o_proj.weight.dtype)
+                # Weights in half precision are computed with in float32 (`compile/widen.py`).
+                dtype = torch.promote_types(attention.o_proj.weight.dtype, torch.float32)
+                empty = torch.zeros(shape, dtype=dtype)
                 attention.register_buffer(name, empty, persistent=False)
             self.register_buffer(name, getattr(attention, name), persistent=False)
 

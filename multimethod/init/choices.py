@@ -61,9 +61,15 @@ class Choices:
                 f"--split {self.split} keeps its caches in the program: --cache fixed. Caches that "
                 "grow are for attention in a method of its own: --split qkv/attention/mlp"
             )
-
         if self.embedding is not None:
-            target(f"portable:{self.embedding}", "--embedding")
+            if ":" in self.embedding or "=" in self.embedding:
+                raise wrong(f"--embedding {self.embedding}: expected a precision alone, as in 8w")
+            table = target(f"portable:{self.embedding}", "--embedding")
+            if self.split == "whole" and table.quantized:
+                raise wrong(
+                    f"--embedding {self.embedding}: with --split whole the embedding is no method "
+                    "of its own, whose table could be integers: --split qkv/attention/mlp or block"
+                )
 
     @property
     def fixed(self) -> bool:

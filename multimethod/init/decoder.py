@@ -49,6 +49,9 @@ class Decoder:
     vocabulary: int
     kinds: tuple[Kind, ...]
     order: tuple[str, ...]
+    sample: int
+    """How many layers, from the first on, have one of each sort among them: of layers with other
+    parts than those before, or other numbers and switches in them."""
     longest: int | None = field(default=None)
     """Tokens of the longest text for which the model's rotary frequencies hold; None: any."""
 
@@ -78,18 +81,22 @@ def read_decoder(model: Any) -> Decoder:
     kinds: dict[tuple[Any, ...], Kind] = {}
     order = []
     shapes: dict[tuple[int, ...], int] = {}
+    sorts: dict[tuple[Any, ...], int] = {}
     for number, layer in enumerate(layers):
         attention, projections = Attention(layer), QkvProj(layer)
         OutputMlp(layer)
         own_type = getattr(layer.self_attn, "layer_type", None) if several else None
         rotary = Rotary(body.rotary_emb, layer_type=own_type)
         shapes.setdefault(_shape(projections, rotary, hidden), number)
+        sorts.setdefault(_sort(layer), number)
         scores = attention.scores
         key = (own_type, attention.window, scores.cap, scores.scaling)
         if key not in kinds:
             name = _name(attention.window, own_type, [k.name for k in kinds.values()])
             kinds[key] = Kind(name, own_type, attention.window, scores.cap is not None, number)
         order.append(kinds[key].name)
+    if not order:
+        raise ModelError(f"{type(model).__name__} has no layers, by its configuration")
     if len(shapes) != 1:
         found = ", ".join(f"{list(s)} from layer {n} on" for s, n in shapes.items())
         raise ModelError(
@@ -108,6 +115,7 @@ def read_decoder(model: Any) -> Decoder:
         vocabulary=vocabulary,
         kinds=tuple(kinds.values()),
         order=tuple(order),
+        sample=max(sorts.values()) + 1,
         longest=_longest(config),
     )
 
@@ -135,6 +143,17 @@ def _shape(projections: QkvProj, rotary: Rotary, hidden: int) -> tuple[int, int,
     return q.shape[2], k.shape[2], q.shape[3], turned
 
 
+def _sort(layer: nn.Module) -> tuple[Any, ...]:
+    """The parts of a layer, and what each says of itself besides the layer's number. No wrapper
+    reads `use_rope`, say, which some layers of a model have and others have not."""
+    return tuple(
+        (name, type(module), key, value)
+        for name, module in layer.named_modules()
+        for key, value in vars(module).items()
+        if key != "layer_idx" and isinstance(value, bool | int | float | str | None)
+    )
+
+
 def _name(window: int | None, layer_type: str | None, taken: list[str]) -> str:
     name = layer_type.removesuffix("_attention") if layer_type else "full"
     name = "sliding" if window is not None and layer_type is None else name
@@ -148,7 +167,9 @@ def _longest(config: Any) -> int | None:
     nested = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
     longest: int | None = getattr(config, "max_position_embeddings", None)
     for each in nested:
-        if each.get("rope_type") in ("longrope", "dynamic"):
+        # The last scales queries, by steps of that length (Ministral 3).
+        grows = each.get("rope_type") in ("longrope", "dynamic") or "llama_4_scaling_beta" in each
+        if grows:
             original = each.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )

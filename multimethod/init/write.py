@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from shlex import quote
 from textwrap import fill
 
 from attrs import frozen
@@ -47,11 +48,12 @@ def _head(decoder: Decoder, sources: Sources, name: str) -> Lines:
         f"of {decoder.head_dim} channels ({decoder.kv_heads} of keys and values), a vocabulary of "
         f"{decoder.vocabulary}. Written by `mmpack init`, and yours to change."
     )
-    run = f'mmpack generate {name}.pte --prompt "Once upon a time"'
+    program = quote(f"{name}.pte")
+    run = f'mmpack generate {program} --prompt "Once upon a time"'
     if not sources.files:
-        run = f"mmpack generate {name}.pte --tokens 1,2,3"
+        run = f"mmpack generate {program} --tokens 1,2,3"
     lines = fill(about, 100, initial_indent="# ", subsequent_indent="# ").splitlines()
-    return [*lines, "#", f"#     mmpack build {name}.yaml", f"#     {run}"]
+    return [*lines, "#", f"#     mmpack build {quote(f'{name}.yaml')}", f"#     {run}"]
 
 
 def _calibration(sources: Sources) -> Lines:

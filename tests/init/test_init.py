@@ -46,6 +46,18 @@ def test_the_spec_names_what_lies_in_the_folder(folder: Path, tmp_path: Path) ->
     assert check(spec, model=True)
 
 
+@pytest.mark.parametrize("name", ["135", "1e5", "2026-01-01", "null", "tiny: llama", "-x", "№ 1"])
+def test_folders_with_names_that_yaml_takes_for_something_else(name: str, tmp_path: Path) -> None:
+    save_config("llama 2", tmp_path / name)
+    (tmp_path / name / "config.json").rename(tmp_path / name / name)
+    spec = tmp_path / name / "my spec.yaml"
+    result = run("--hf", tmp_path / name / name, "--chunk", 8, "--context", 64, "-o", spec)
+    assert result.exit_code == 0, result.output
+    assert check(spec).spec.model.huggingface == name
+    assert result.output.endswith(f"next: mmpack build '{spec}'\n")
+    assert "mmpack build 'my spec.yaml'" in spec.read_text()
+
+
 def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
     spec = tmp_path / "s.yaml"
     spec.write_text("mine")
@@ -91,6 +103,8 @@ def test_calibration_yields_tokens(tmp_path: Path) -> None:
         (("--cpu", "xnpack"), "no backend is called 'xnpack'; did you mean 'xnnpack'?"),
         (("--split", "block", "--cache", "dynamic"), "keeps its caches in the program"),
         (("--embedding", "8x"), "--embedding portable:8x: expected one of "),
+        (("--embedding", "4w:64"), "--embedding 4w:64: expected a precision alone, as in 8w"),
+        (("--embedding", "8w", "--split", "whole"), "the embedding is no method of its own"),
     ],
 )  # fmt: skip
 def test_refused(args: tuple[object, ...], message: str, tmp_path: Path) -> None:
@@ -108,6 +122,27 @@ def test_a_longrope_beyond_its_short_texts(tmp_path: Path) -> None:
     assert "texts of up to 96 tokens" in result.output
 
 
+def test_queries_that_are_scaled_by_their_position(tmp_path: Path) -> None:
+    """Ministral 3 scales them by steps, of which only the first is 1."""
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "llama_4_scaling_beta": 0.1}
+    rope |= {"original_max_position_embeddings": 32}
+    config = transformers.Ministral3Config(**{**SIZES, "rope_parameters": rope})
+    config.architectures = ["Ministral3ForCausalLM"]
+    config.save_pretrained(tmp_path)
+    args = ("--hf", tmp_path / "config.json", "--chunk", 8, "-o", tmp_path / "s.yaml")
+    assert "texts of up to 32 tokens" in run(*args, "--context", 33).output
+    assert run(*args, "--context", 32).exit_code == 0
+
+
+def test_a_model_that_does_not_run(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(**{**SIZES, "num_key_value_heads": 3})
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(tmp_path)
+    result = run("--hf", tmp_path / "config.json", "--context", 64, "-o", tmp_path / "s.yaml")
+    assert result.exit_code == 3, result.output
+    assert "a small model of this configuration cannot be run" in result.output
+
+
 def test_a_model_that_is_no_decoder_of_these(tmp_path: Path) -> None:
     config = transformers.GPT2Config(n_layer=1, n_embd=32, n_head=4, vocab_size=61)
     config.architectures = ["GPT2LMHeadModel"]
@@ -120,19 +155,26 @@ def test_a_model_that_is_no_decoder_of_these(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("family", "more"),
-    [("Granite", {"residual_multiplier": 0.3}), ("Granite", {"logits_scaling": 7.0})],
+    [
+        ("Granite", {"residual_multiplier": 0.3}),
+        ("Granite", {"logits_scaling": 7.0}),
+        ("SmolLM3", {"num_hidden_layers": 4}),  # its fourth layer has no rotary embedding
+        ("Gemma3Text", {"use_bidirectional_attention": True}),
+        ("Olmo", {"clip_qkv": 8.0}),
+    ],
 )
 def test_parts_that_are_known_computing_something_else(
     family: str, more: dict[str, float], tmp_path: Path
 ) -> None:
     """Granite is a Llama by its parts, and multiplies what is between them."""
     config = getattr(transformers, f"{family}Config")(**{**SIZES, **more})
-    config.architectures = [f"{family}ForCausalLM"]
+    title = f"{family.removesuffix('Text')}ForCausalLM"
+    config.architectures = [title]
     config.save_pretrained(tmp_path)
     result = run("--hf", tmp_path / "config.json", "--chunk", 8, "--context", 64, "-o",
                  tmp_path / "s.yaml")  # fmt: skip
     assert result.exit_code == 3, result.output
-    assert "GraniteForCausalLM has the parts that the wrappers know, but cut along" in result.output
+    assert f"{title} has the parts that the wrappers know, but cut along" in result.output
     assert not (tmp_path / "s.yaml").exists()
 
 

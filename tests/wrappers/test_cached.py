@@ -5,6 +5,7 @@ The oracle is transformers itself, which reads the whole text at once.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mmpack.multimethod.compile.widen import compute_in_float32
 from mmpack.multimethod.errors import ModelError
 from mmpack.wrappers.attention import Attention
 from mmpack.wrappers.block import Block
@@ -121,6 +123,17 @@ def test_texts_and_what_follows_are_those_of_transformers(
     for position in range(CHUNK + 1, CHUNK + 33):
         got = decode(text[:, position : position + 1], torch.tensor([position]))
         torch.testing.assert_close(got[0, 0], expected[0, position], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_have_caches_in_float32(dtype: torch.dtype, split: str) -> None:
+    model = make("llama 2").to(dtype)
+    text = tokens(2 * CHUNK)
+    expected = copy.deepcopy(model).float()(text).logits
+    compute_in_float32(model)
+    prefill, _ = SPLITS[split](model, "none")
+    torch.testing.assert_close(read(prefill, text), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_of_rows_at_one_position_the_first_is_kept() -> None:
