@@ -115,14 +115,14 @@ def missing_package() -> str | None:
 
 def _config(path: Path) -> dict[str, Any]:
     config = _json(path)
-    for key in ("model_type", "architectures"):
-        if not config.get(key):
-            raise ModelError(
-                f"{path} has no {key!r}, and so is no configuration of a transformers model"
-                f"{nearest(key, config)}"
-            )
-    if config.get("quantization_config"):
-        method = dict(config["quantization_config"]).get("quant_method", "some method")
+    if not isinstance(config.get("model_type"), str):
+        raise ModelError(
+            f"{path} has no text 'model_type', and so is no configuration of a transformers model"
+            f"{nearest('model_type', config)}"
+        )
+    if quantized := config.get("quantization_config"):
+        known = isinstance(quantized, dict)
+        method = quantized.get("quant_method", "some method") if known else "some method"
         raise ModelError(
             f"{path} is of a checkpoint that {method} has quantized; name the one it was made "
             "from: mmpack quantizes itself, see `precision`"

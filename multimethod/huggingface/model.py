@@ -22,6 +22,7 @@ from torch import nn
 
 from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.huggingface.folder import (
+    CONFIG,
     FLOATS,
     ModelFolder,
     missing_package,
@@ -96,7 +97,8 @@ def _config(folder: ModelFolder) -> Any:
         )
         raise ModelError(f"transformers knows no model_type {kind!r}{own}")
     given = {key: value for key, value in folder.config.items() if key != "auto_map"}
-    config = CONFIG_MAPPING[kind].from_dict(given)
+    with _told("transformers takes no such configuration"):
+        config = CONFIG_MAPPING[kind].from_dict(given)
     if "text_config" in config.sub_configs:
         raise ModelError(
             f"a {kind!r} is more than a decoder of text; save the decoder in it alone, as a "
@@ -107,10 +109,20 @@ def _config(folder: ModelFolder) -> Any:
     return config
 
 
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What transformers raises of a configuration (of any type, since it does not look at it
+    before it computes with it) is the configuration's fault."""
+    try:
+        yield
+    except Exception as error:
+        raise ModelError(f"{CONFIG}: {what}: {type(error).__name__}: {error}") from error
+
+
 def _random(config: Any, seed: int) -> Any:
     from transformers import AutoModelForCausalLM
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _told("transformers makes no model of it"):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=ATTENTION

@@ -56,6 +56,8 @@ class Choices:
                 f"a chunk of {self.chunk} tokens and a context of {self.context}: expected at "
                 "least 1 token a chunk, and a context of at least one chunk"
             )
+        if self.context == 1 and not self.fixed:
+            raise wrong("--context 1: a cache that grows has room for 2 tokens at least")
         if self.split != "qkv/attention/mlp" and self.cache == "dynamic":
             raise wrong(
                 f"--split {self.split} keeps its caches in the program: --cache fixed. Caches that "

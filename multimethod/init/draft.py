@@ -22,9 +22,12 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
     """Write a spec for the decoder of a Hugging Face folder, or of a config.json alone; and,
     where a precision wants examples, the file that yields some. Returns what was written.
 
+    An examples' file that is there is kept, whoever wrote it.
+
     Raises ModelError if it is no decoder that the wrappers can cut, SpecError if the choices do
     not go with it, OutputError if a file is there already or cannot be written.
     """
+    _require_writable(output, overwrite)
     config = read_config(source)
     decoder = read_decoder(draw_decoder(config, device="meta"))
     _require_context(decoder, choices)
@@ -36,15 +39,21 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
     if choices.static.calibrated or choices.cpu.calibrated:
         calibration = f"{CALIBRATION}:prompts"
         tokenizer = files.get("tokenizer.json")
-        texts[output.with_name(CALIBRATION)] = _calibration(tokenizer, decoder, choices.context)
+        examples = output.with_name(CALIBRATION)
+        if not examples.exists():
+            texts[examples] = _calibration(tokenizer, decoder, choices.context)
     sources = Sources(_relative(source, here), files, calibration)
     texts[output] = write_spec(decoder, choices, sources, output.stem)
-    for path in texts:
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path} is there already; --force writes over it")
     for path, text in texts.items():
         _write(path, text)
     return list(texts)
+
+
+def _require_writable(output: Path, overwrite: bool) -> None:
+    if output.exists() and not overwrite:
+        raise OutputError(f"{output} is there already; --force writes over it")
+    if not output.absolute().parent.is_dir():
+        raise OutputError(f"{output} cannot be written: there is no folder {output.parent}")
 
 
 def _require_context(decoder: Decoder, choices: Choices) -> None:

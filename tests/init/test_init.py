@@ -70,13 +70,39 @@ def test_nothing_is_written_over(folder: Path, tmp_path: Path) -> None:
     assert spec.read_text() != "mine"
 
 
-def test_none_of_two_files_is_written_if_one_cannot_be(folder: Path, tmp_path: Path) -> None:
+def test_examples_of_ones_own_are_kept(folder: Path, tmp_path: Path) -> None:
     (tmp_path / CALIBRATION).write_text("mine")
     spec = tmp_path / "s.yaml"
     npu = "qnn:SM8750:16a4w"
-    result = run("--hf", folder, "--chunk", 8, "--context", 64, "--npu", npu, "-o", spec)
-    assert f"{CALIBRATION} is there already" in result.output
-    assert not spec.exists()
+    args = ("--hf", folder, "--chunk", 8, "--context", 64, "--npu", npu, "-o", spec)
+    for more in ((), ("--force",)):
+        assert run(*args, *more).exit_code == 0
+        assert (tmp_path / CALIBRATION).read_text() == "mine"
+
+
+def test_a_folder_that_is_not_there(folder: Path, tmp_path: Path) -> None:
+    result = run("--hf", folder, "-o", tmp_path / "nowhere" / "s.yaml")
+    assert "s.yaml cannot be written: there is no folder" in result.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": "abc"}, "transformers takes no such configuration: "),
+        ({"hidden_act": "gelou"}, "transformers makes no model of it: KeyError: "),
+        ({"vocab_size": -3}, "transformers makes no model of it: RuntimeError: "),
+        ({"model_type": ["llama"]}, "has no text 'model_type'"),
+        ({"quantization_config": "int4"}, "some method has quantized"),
+    ],
+)
+def test_configurations_that_are_none(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    source = save_config("llama 2", tmp_path)
+    source.write_text(json.dumps(json.loads(source.read_text()) | changes))
+    result = run("--hf", source, "--chunk", 8, "--context", 64, "-o", tmp_path / "s.yaml")
+    assert result.exit_code == 3, result.output
+    assert message in result.output
 
 
 def test_calibration_yields_tokens(tmp_path: Path) -> None:
@@ -99,6 +125,7 @@ def test_calibration_yields_tokens(tmp_path: Path) -> None:
         (("--context", 200), "--context 200: what LlamaForCausalLM computes of positions holds for "
                              "texts of up to 128 tokens"),
         (("--chunk", 0), "a chunk of 0 tokens"),
+        (("--chunk", 1, "--context", 1), "--context 1: a cache that grows has room for 2"),
         (("--npu", "qnn:SM8751"), "executorch knows no SoC 'SM8751'"),
         (("--cpu", "xnpack"), "no backend is called 'xnpack'; did you mean 'xnnpack'?"),
         (("--split", "block", "--cache", "dynamic"), "keeps its caches in the program"),
