@@ -53,7 +53,7 @@ def test_cuts(tmp_path: Path, benchmark: Any) -> None:
         spec = tmp_path / f"{split.replace('/', '-')}-{cache}.yaml"
         init(tmp_path / "config.json", spec, Choices(CHUNK, CONTEXT, split, cache))
         began = time.perf_counter()
-        report = build(spec, spec.with_suffix(".pte"), cache=tmp_path / "cache")
+        report = build(spec, spec.with_suffix(".pte"), cache=tmp_path / spec.stem)
         programs[spec.stem] = load(report.output)
         rows[spec.stem] = {
             "methods": len(report.methods),
