@@ -31,19 +31,19 @@ _KEPT = "_kept_in_half_precision"
 def compute_in_float32(root: nn.Module) -> None:
     """Have every module with weights in half precision, from `root` down, compute in float32."""
     for module in root.modules():
-        if _half(module) and _before not in module._forward_pre_hooks.values():
+        if _half(module) and not _computes_in_float32(module):
             module.register_forward_pre_hook(_before, with_kwargs=True)
             module.register_forward_hook(_after, always_call=True)
 
 
 @contextmanager
 def in_float32(root: nn.Module) -> Iterator[dict[int, torch.Tensor]]:
-    """Within the block the weights below `root` are float32. Gives address of the data of each
-    copy -> what it is a copy of."""
+    """Within the block the weights of those modules, from `root` down, are float32 that are to
+    compute so. Gives address of the data of each copy -> what it is a copy of."""
     copies: dict[int, nn.Parameter] = {}
     kept: list[tuple[nn.Module, str, nn.Parameter]] = []
     try:
-        for module in root.modules():
+        for module in filter(_computes_in_float32, root.modules()):
             for name, weight in _half(module).items():
                 if id(weight) not in copies:
                     copies[id(weight)] = _widened(weight)
@@ -74,6 +74,10 @@ def widen_program(program: ExportedProgram) -> None:
         if takes[spec.arg.name].meta["val"].dtype == torch.float32:
             copy = copies.setdefault(id(tensor), _widened(tensor))
             program.state_dict[str(spec.target)] = copy
+
+
+def _computes_in_float32(module: nn.Module) -> bool:
+    return _before in module._forward_pre_hooks.values()
 
 
 def _half(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -117,3 +117,11 @@ def test_a_program_that_computes_in_half_precision_stays_so() -> None:
     program = torch.export.export(module, (torch.zeros(1, 3).half(),), strict=False)
     widen_program(program)
     assert {tensor.dtype for tensor in program.state_dict.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_that_is_not_told_to_keeps_its_precision(dtype: torch.dtype) -> None:
+    model = Decoder().to(dtype)
+    with in_float32(model) as copies:
+        assert not copies
+        assert {weight.dtype for weight in model.parameters()} == {dtype}
