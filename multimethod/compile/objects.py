@@ -140,6 +140,8 @@ class Compiler:
                 self._progress.done(name, "cached")
             else:
                 work.append(self._job(name, keys[name], state.marks[name], plans.get(name)))
+        if any(_in_half_precision(self._units[job.method]) for job in work):
+            give_back()  # what the files were written through, and the programs in them
         _require_all(run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished))
         return Objects(
             {name: objects[name] for name in self._units},
@@ -181,7 +183,7 @@ class Compiler:
 
     def _export(self, unit: Unit) -> Exported:
         made = export(unit, self._names)
-        if any(weight.dtype in HALF for weight in unit.module.parameters()):
+        if _in_half_precision(unit):
             give_back()  # the copies in float32 that it was exported with
         return made
 
@@ -192,6 +194,10 @@ class Compiler:
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         return path
+
+
+def _in_half_precision(unit: Unit) -> bool:
+    return any(weight.dtype in HALF for weight in unit.module.parameters())
 
 
 def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tuple[str, str], ...]:
