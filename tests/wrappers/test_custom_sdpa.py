@@ -119,7 +119,9 @@ def test_keys_behind_the_last_query_may_be_anything_finite(
     expected = program[f"{module}.{size}"](q, k, v, positions).mixed
     k[:, 40 + new :], v[:, 40 + new :] = 1e4, -1e8
     got = program[f"{module}.{size}"](q, k, v, positions).mixed
-    assert torch.equal(got, expected)
+    # The kernel's last bits differ between equal calls. Of a row that is seen at all, by one part
+    # in 1e14, there would be as much.
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("size", ["chunk.cpu", "one.plain"])
