@@ -82,13 +82,13 @@ class Cache(nn.Module):
             self.register_buffer(name, getattr(attention, name), persistent=False)
 
     def write(self, k: Tensor, v: Tensor, visit: Visit) -> tuple[Tensor, Tensor]:
-        """New rows [1, S, kv_heads, head_dim] at their positions -> both caches. Of rows at one
-        position the first is written: a flow repeats the last position for those that pad."""
+        """New rows [1, S, kv_heads, head_dim] at their positions -> both caches, in their dtype. Of
+        rows at one position the first is written: a flow repeats the last for those that pad."""
         if visit.source is not None:
             k, v = k[:, visit.source], v[:, visit.source]
-        self.key_cache.index_copy_(1, visit.positions, k)
-        self.value_cache.index_copy_(1, visit.positions, v)
-        return self.key_cache, self.value_cache
+        self.key_cache.index_copy_(1, visit.positions, k.to(self.key_cache.dtype))
+        self.value_cache.index_copy_(1, visit.positions, v.to(self.value_cache.dtype))
+        return self.key_cache.to(k.dtype), self.value_cache.to(v.dtype)
 
 
 def _first_of_equals(positions: Tensor) -> Tensor:

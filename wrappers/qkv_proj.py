@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmpack.wrappers._layer import attention_of, head_dim_of
+from mmpack.wrappers._layer import attention_of, head_dim_of, kv_heads_of
 from mmpack.wrappers._rotation import Rotation
 from mmpack.wrappers.rotary import rotate
 
@@ -32,6 +32,7 @@ class QkvProj(nn.Module):
         self.q_norm = getattr(attention, "q_norm", nn.Identity())
         self.k_norm = getattr(attention, "k_norm", nn.Identity())
         self.heads = attention.o_proj.in_features // self.head_dim
+        self.kv_heads = kv_heads_of(attention, self.head_dim)
         self.rotation = rotation
         self.turn = Rotation(rotation, self.head_dim)
 
@@ -41,8 +42,7 @@ class QkvProj(nn.Module):
         x = self.norm(hidden)
         heads = [p(x).unflatten(-1, (-1, self.head_dim)) for p in self.projections]
         if len(heads) == 1:
-            kv_heads = (heads[0].shape[2] - self.heads) // 2
-            heads = list(heads[0].split([self.heads, kv_heads, kv_heads], dim=2))
+            heads = list(heads[0].split([self.heads, self.kv_heads, self.kv_heads], dim=2))
         q, k, v = heads
         q, k = self.q_norm(q), self.k_norm(k)
         cos, sin = cos[:, None], sin[:, None]

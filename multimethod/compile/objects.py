@@ -29,7 +29,7 @@ from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.quantize import Plan, content_of, make_plan
 from mmpack.multimethod.compile.state import State, Touched
 from mmpack.multimethod.compile.unit import Unit
-from mmpack.multimethod.compile.widen import HALF
+from mmpack.multimethod.compile.widen import kept_in_half
 from mmpack.multimethod.errors import CompileError, OutputError, counted
 from mmpack.multimethod.memory import give_back
 from mmpack.multimethod.plain import PLAIN
@@ -140,7 +140,7 @@ class Compiler:
                 self._progress.done(name, "cached")
             else:
                 work.append(self._job(name, keys[name], state.marks[name], plans.get(name)))
-        if any(_in_half_precision(self._units[job.method]) for job in work):
+        if any(kept_in_half(self._units[job.method].module) for job in work):
             give_back()  # what the files were written through, and the programs in them
         _require_all(run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished))
         return Objects(
@@ -183,7 +183,7 @@ class Compiler:
 
     def _export(self, unit: Unit) -> Exported:
         made = export(unit, self._names)
-        if _in_half_precision(unit):
+        if kept_in_half(unit.module):
             give_back()  # the copies in float32 that it was exported with
         return made
 
@@ -194,10 +194,6 @@ class Compiler:
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         return path
-
-
-def _in_half_precision(unit: Unit) -> bool:
-    return any(weight.dtype in HALF for weight in unit.module.parameters())
 
 
 def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tuple[str, str], ...]:

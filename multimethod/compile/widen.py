@@ -76,6 +76,13 @@ def widen_program(program: ExportedProgram) -> None:
             program.state_dict[str(spec.target)] = copy
 
 
+def kept_in_half(root: nn.Module) -> list[nn.Parameter]:
+    """The weights, from `root` down, that are in half precision and computed with in float32; one
+    that modules share, once."""
+    modules = filter(_computes_in_float32, root.modules())
+    return list({id(w): w for module in modules for w in _half(module).values()}.values())
+
+
 def _computes_in_float32(module: nn.Module) -> bool:
     return _before in module._forward_pre_hooks.values()
 

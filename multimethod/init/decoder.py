@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from attrs import field, frozen
 from torch import nn
 
@@ -16,7 +15,7 @@ from mmpack.wrappers.attention import Attention
 from mmpack.wrappers.lm_head import LmHead
 from mmpack.wrappers.output_mlp import OutputMlp
 from mmpack.wrappers.qkv_proj import QkvProj
-from mmpack.wrappers.rotary import Rotary
+from mmpack.wrappers.rotary import Rotary, layer_type_of
 
 BODY = frozenset({"embed_tokens", "layers", "norm", "rotary_emb"})
 WHOLE = frozenset({"model", "lm_head"})
@@ -77,7 +76,6 @@ def read_decoder(model: Any) -> Decoder:
     layers, config = body.layers, model.config
     hidden, vocabulary = model.lm_head.in_features, model.lm_head.out_features
     LmHead(model)
-    several = not hasattr(body.rotary_emb, "inv_freq")
     kinds: dict[tuple[Any, ...], Kind] = {}
     order = []
     shapes: dict[tuple[int, ...], int] = {}
@@ -85,9 +83,10 @@ def read_decoder(model: Any) -> Decoder:
     for number, layer in enumerate(layers):
         attention, projections = Attention(layer), QkvProj(layer)
         OutputMlp(layer)
-        own_type = getattr(layer.self_attn, "layer_type", None) if several else None
+        own_type = layer_type_of(body.rotary_emb, layer)
         rotary = Rotary(body.rotary_emb, layer_type=own_type)
-        shapes.setdefault(_shape(projections, rotary, hidden), number)
+        heads = projections.heads, projections.kv_heads, projections.head_dim
+        shapes.setdefault((*heads, 2 * len(rotary.frequencies)), number)
         sorts.setdefault(_sort(layer), number)
         scores = attention.scores
         key = (own_type, attention.window, scores.cap, scores.scaling)
@@ -104,11 +103,11 @@ def read_decoder(model: Any) -> Decoder:
             f"head, or channels that are turned: {found}. Expected all alike; write the "
             "methods of such a model by hand"
         )
-    ((heads, kv_heads, head_dim, turned),) = shapes
+    ((query_heads, kv_heads, head_dim, turned),) = shapes
     return Decoder(
         title=type(model).__name__,
         hidden=hidden,
-        heads=heads,
+        heads=query_heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
         rotary=turned,
@@ -130,17 +129,6 @@ def _require_parts(module: nn.Module, expected: frozenset[str]) -> None:
             "`__init__` takes the module that `module:` names, and whose `forward` has the inputs "
             "of the method"
         )
-
-
-def _shape(projections: QkvProj, rotary: Rotary, hidden: int) -> tuple[int, int, int, int]:
-    """Heads, heads of keys, channels of a head, channels that are turned."""
-    device = next(projections.parameters()).device
-    turned = 2 * len(rotary.frequencies)
-    with torch.no_grad():
-        angles = torch.empty(1, turned, device=device)
-        dtype = next(projections.parameters()).dtype
-        q, k, _ = projections(torch.empty(1, 1, hidden, device=device, dtype=dtype), angles, angles)
-    return q.shape[2], k.shape[2], q.shape[3], turned
 
 
 def _sort(layer: nn.Module) -> tuple[Any, ...]:
@@ -173,5 +161,5 @@ def _longest(config: Any) -> int | None:
             original = each.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )
-            longest = min(n for n in (longest, original) if n is not None)
+            longest = min((n for n in (longest, original) if n is not None), default=None)
     return longest

@@ -32,7 +32,7 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
     decoder = read_decoder(draw_decoder(config, device="meta"))
     _require_context(decoder, choices)
     rehearse(config, decoder)
-    texts = {output: ""}
+    texts: dict[Path, str] = {}
     here = output.absolute().parent
     files = _files(source, here)
     calibration = None
@@ -43,7 +43,7 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
         if not examples.exists():
             texts[examples] = _calibration(tokenizer, decoder, choices.context)
     sources = Sources(_relative(source, here), files, calibration)
-    texts[output] = write_spec(decoder, choices, sources, output.stem)
+    texts = {output: write_spec(decoder, choices, sources, output.stem), **texts}
     for path, text in texts.items():
         _write(path, text)
     return list(texts)

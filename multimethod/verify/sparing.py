@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from mmpack.multimethod.compile.unit import Unit
-from mmpack.multimethod.compile.widen import HALF
+from mmpack.multimethod.compile.widen import kept_in_half
 from mmpack.multimethod.flow.program import Program
 
 FLOAT32 = 4
@@ -47,11 +47,10 @@ class Sparing:
 
 
 def room_for(model: nn.Module) -> int | None:
-    """A quarter of what a model's weights take, if most of them are in half precision; else None,
-    for no limit: what is there already, in float32, is as large as all that would be loaded."""
-    weights = list(model.parameters())
-    half = sum(w.numel() * w.element_size() for w in weights if w.dtype in HALF)
-    others = sum(w.numel() * w.element_size() for w in weights if w.dtype not in HALF)
+    """A quarter of what a model's weights take, if most of them are kept in half precision; else
+    None, for no limit: what is there already is as large as all that would be loaded."""
+    half = sum(w.numel() * w.element_size() for w in kept_in_half(model))
+    others = sum(w.numel() * w.element_size() for w in model.parameters()) - half
     return half // 4 if half > others else None
 
 

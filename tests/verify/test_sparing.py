@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmpack.multimethod.compile.widen import compute_in_float32
 from mmpack.multimethod.verify.sparing import Sparing, room_for
 
 
@@ -51,7 +52,10 @@ def test_what_there_is_room_for_stays_loaded() -> None:
     assert (none.most, none.loads) == (1, 12)
 
 
-def test_only_weights_in_half_precision_limit_what_is_loaded() -> None:
+def test_only_weights_kept_in_half_precision_limit_what_is_loaded() -> None:
     model = nn.Linear(10, 10, bias=False)
     assert room_for(model) is None
-    assert room_for(model.half()) == 200 // 4
+    model.half()
+    assert room_for(model) is None  # its program is in half precision too
+    compute_in_float32(model)
+    assert room_for(model) == 200 // 4
