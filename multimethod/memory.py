@@ -39,25 +39,15 @@ def too_much(needed: int) -> str | None:
     return f"{needed / 1e9:,.2f} GB, more than half of the {there}"
 
 
-def peak_memory() -> tuple[int, int]:
-    """Bytes that this process has had resident at most, files that it maps among them, and those
-    of the largest of the child processes that it has waited for: at the least, what this process
-    had when it started that one."""
-    own, children = (
-        resource.getrusage(who).ru_maxrss * 1024
-        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    # On Linux the first begins with what the parent had when it started this process.
-    return _peak_here() or own, children
-
-
-def _peak_here() -> int | None:
-    """The peak since this process began its program, see proc_pid_status(5)."""
+def peak_memory() -> int:
+    """Bytes that this process has had resident at most, files that it maps among them."""
     try:
+        # Since it began its program, see proc_pid_status(5); what getrusage(2) tells begins on
+        # Linux with what the parent had when it started this process.
         (peak,) = re.findall(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.M)
         return int(peak) * 1024
     except (OSError, ValueError):  # another system than Linux
-        return None
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def give_back() -> None:

@@ -48,10 +48,12 @@ class Facts:
 
 @frozen
 class Objects:
-    """An object for every unit, in their order, and the names of those not out of the cache."""
+    """An object for every unit, in their order, the names of those not out of the cache, and the
+    most memory in bytes that one of the workers took which compiled them; 0 without any."""
 
     by_name: Mapping[str, Object]
     compiled: frozenset[str]
+    memory: int = 0
 
 
 class Compiler:
@@ -142,10 +144,12 @@ class Compiler:
                 work.append(self._job(name, keys[name], state.marks[name], plans.get(name)))
         if any(kept_in_half(self._units[job.method].module) for job in work):
             give_back()  # what the files were written through, and the programs in them
-        _require_all(run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished))
+        answers = run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished)
+        _require_all(answers)
         return Objects(
             {name: objects[name] for name in self._units},
             frozenset(job.method for job in work),
+            max((answer.memory for answer in answers), default=0),
         )
 
     def _job(self, name: str, key: str, marks: frozenset[str], plan: Plan | None) -> Job:

@@ -41,13 +41,17 @@ class Job:
 
 @frozen
 class Answer:
-    """What came of a job: the worker's figures, or an error in words. `unwritten`: the error is
-    that a file could not be written or read, as on a full disk."""
+    """What came of a job: the worker's figures, or an error in words.
+
+    unwritten: the error is that a file could not be written or read, as on a full disk.
+    memory: bytes that the worker has had resident at most, in all its jobs; 0 if it died.
+    """
 
     job: Job
     figures: dict[str, Any]
     error: str | None
     unwritten: bool = False
+    memory: int = 0
 
 
 class Worker:
@@ -97,7 +101,9 @@ class Worker:
             return Answer(job, {}, f"{died}\n  log: {job.log}")
         error = figures.pop("error", None)
         unwritten = bool(figures.pop("unwritten", False))
-        return Answer(job, figures, f"{error}\n  log: {job.log}" if error else None, unwritten)
+        memory = figures.pop("memory")
+        told = f"{error}\n  log: {job.log}" if error else None
+        return Answer(job, figures, told, unwritten, memory)
 
     def kill(self) -> None:
         """Kill it with all processes that it started. A dead one keeps its exit code."""

@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from mmpack.multimethod.errors import MmpackError
-from mmpack.multimethod.memory import give_back, keep_no_blocks
+from mmpack.multimethod.memory import give_back, keep_no_blocks, peak_memory
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     while True:
         job = jobs.get()
-        answer = _logged(job)
+        answer = {**_logged(job), "memory": peak_memory()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         _forget()

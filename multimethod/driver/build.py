@@ -85,7 +85,7 @@ def build(
         flows=verified.flows if verified is not None else (),
         link=report,
         seconds=watch.stop(),
-        memory=peak_memory(),
+        memory=(peak_memory(), parts.objects.memory),
     )
 
 

@@ -48,7 +48,7 @@ class BuildReport:
     """What a build did.
 
     seconds: how long each stage took. memory: bytes that this process has had resident at most
-    since it began, and those of the largest of its worker processes.
+    since it began, and those of the largest worker that compiled its methods; 0 without any.
     """
 
     output: Path

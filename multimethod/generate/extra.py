@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-EXTRA = "mmpack[hf]"
+from mmpack.multimethod.huggingface.folder import EXTRA
 
 
 def need(package: str, why: str) -> Any:
@@ -13,4 +13,4 @@ def need(package: str, why: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ImportError(f"{why} needs {package}: pip install '{EXTRA}'") from error
+        raise ImportError(f"{why} needs {package}: {EXTRA}") from error

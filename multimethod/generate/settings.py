@@ -20,34 +20,36 @@ from typing import Any
 from attrs import frozen
 
 from mmpack.multimethod.errors import CallError, FormatError
-
-TOKENIZER = "tokenizer.json"
-TEMPLATE = "chat_template.jinja"
-NAMES = (
-    TOKENIZER,
-    "tokenizer_config.json",
-    "generation_config.json",
-    "config.json",
+from mmpack.multimethod.huggingface.folder import (
+    CONFIG,
+    GENERATION,
     TEMPLATE,
+    TEXT,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
 )
-"""Files that are looked for, in a program and in a folder."""
+
+NAMES = (*TEXT, CONFIG)
+"""Files that are looked for in a folder."""
 
 
 @frozen
 class Settings:
     """tokens: special tokens as texts, by what they are called (`bos_token`). end: ids of those
-    that end a text. templates: chat templates by name; one without a name is `default`."""
+    that end a text. templates: chat templates by name; one without a name is `default`. added:
+    `added_tokens_decoder` as it stands there: tokens by their ids."""
 
     tokens: Mapping[str, str]
     end: frozenset[int]
     templates: Mapping[str, str]
+    added: Any
 
 
 def read_settings(files: Mapping[str, bytes], where: str) -> Settings:
     """`where` starts the messages of FormatErrors: what the files are in."""
-    tokenizer = _json(files, "tokenizer_config.json", where)
+    tokenizer = _json(files, TOKENIZER_CONFIG, where)
     end: frozenset[int] = frozenset()
-    for name in ("config.json", "generation_config.json"):
+    for name in (CONFIG, GENERATION):
         config = _json(files, name, where)
         inner = config.get("text_config")
         inner = inner if isinstance(inner, dict) else {}
@@ -62,7 +64,7 @@ def read_settings(files: Mapping[str, bytes], where: str) -> Settings:
     templates = _templates(tokenizer.get("chat_template"), where)
     if TEMPLATE in files:
         templates = {"default": _decoded(files[TEMPLATE], f"{where}: {TEMPLATE}")}
-    return Settings(tokens, end, templates)
+    return Settings(tokens, end, templates, tokenizer.get("added_tokens_decoder") or {})
 
 
 def files_of(folder: str | Path) -> dict[str, bytes]:

@@ -10,8 +10,9 @@ from mmpack.multimethod.errors import CallError
 from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.generate.decoder import find_decoder
 from mmpack.multimethod.generate.generate import Generation, Statistics, generate
-from mmpack.multimethod.generate.settings import TOKENIZER, files_of, read_settings
+from mmpack.multimethod.generate.settings import files_of, read_settings
 from mmpack.multimethod.generate.tokenizer import Tokenizer
+from mmpack.multimethod.huggingface.folder import TOKENIZER
 
 
 class Text(Iterator[str]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,8 @@ from mmpack.multimethod.errors import CallError, FormatError, nearest
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.generate.chat import Message, render
 from mmpack.multimethod.generate.extra import need
-from mmpack.multimethod.generate.settings import TOKENIZER, files_of, read_settings
+from mmpack.multimethod.generate.settings import files_of, read_settings
+from mmpack.multimethod.huggingface.folder import TOKENIZER
 
 
 class Tokenizer:
@@ -37,7 +37,7 @@ class Tokenizer:
             raise FormatError(f"{where}: {TOKENIZER}: is no tokenizer: {error}") from error
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._add(files)
+        self._add()
 
     @classmethod
     def of(cls, source: Program | str | Path) -> Tokenizer:
@@ -108,14 +108,12 @@ class Tokenizer:
         found: int | None = self._tokenizer.token_to_id(text) if text is not None else None
         return found
 
-    def _add(self, files: Mapping[str, bytes]) -> None:
+    def _add(self) -> None:
         """Tokens that only tokenizer_config.json has, at the ids that it gives them."""
         from tokenizers import AddedToken
 
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
-        added = config.get("added_tokens_decoder") or {}
         try:
-            wanted = sorted((int(number), token) for number, token in added.items())
+            wanted = sorted((int(n), token) for n, token in self.settings.added.items())
             for number, token in wanted:
                 if self._tokenizer.token_to_id(token["content"]) is None:
                     keys = ("single_word", "lstrip", "rstrip", "normalized", "special")

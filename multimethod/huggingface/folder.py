@@ -5,8 +5,6 @@
 
 Neither torch nor transformers is imported, and of the weights only the headers are read, so that
 `mmpack check` answers at once.
-
-Source of the format: https://github.com/huggingface/safetensors, "Format".
 """
 
 from __future__ import annotations
@@ -26,28 +24,18 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
-TOKENIZER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+GENERATION = "generation_config.json"
+TEXT = (TOKENIZER, TOKENIZER_CONFIG, TEMPLATE, GENERATION)
 """What a folder may hold besides for whoever turns text into tokens and back."""
 
-BITS = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
-    **dict.fromkeys(("F32", "I32", "U32"), 32),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
-    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
-}
-"""dtype of safetensors -> bits of an element. Others are smaller than a byte."""
 FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
-"""Those of them that weights may have here, and what torch calls them."""
-LONGEST_HEADER = 100_000_000
-"""Bytes; safetensors itself takes none that is longer."""
+"""dtypes of safetensors that weights may have here, and what torch calls them."""
 
 EXTRA = "pip install 'mmpack[hf]'"
+"""Installs what only language models need."""
 
 
 @frozen
@@ -57,7 +45,11 @@ class Held:
     file: str
     dtype: str
     shape: tuple[int, ...]
-    bytes: int
+
+    @property
+    def bits(self) -> int:
+        """What it takes, if it is one of `FLOATS`."""
+        return math.prod(self.shape) * int(self.dtype.lstrip("BF"))
 
 
 @frozen
@@ -82,7 +74,7 @@ class ModelFolder:
         sizes: dict[str, int] = {}
         for held in (self.tensors or {}).values():
             if held.dtype in FLOATS:
-                sizes[held.dtype] = sizes.get(held.dtype, 0) + held.bytes
+                sizes[held.dtype] = sizes.get(held.dtype, 0) + held.bits
         return FLOATS[max(sizes, key=lambda dtype: sizes[dtype])] if sizes else "float32"
 
 
@@ -143,7 +135,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path) -> tuple[str, ...]:
-    return tuple(name for name in TOKENIZER if (folder / name).is_file())
+    return tuple(name for name in TEXT if (folder / name).is_file())
 
 
 def _tensors(folder: Path) -> dict[str, Held]:
@@ -192,38 +184,16 @@ def _sharded(folder: Path) -> dict[str, Held]:
 
 
 def _header(path: Path) -> dict[str, Held]:
-    """The tensors of one file: 8 bytes that are the header's length (little-endian), the header,
-    which is JSON, then the data. Every datum must be there, whole."""
+    """The tensors of one file, of which every byte must be there."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, LONGEST_HEADER):
-                raise ModelError(
-                    f"{path} is no safetensors file, or not all of it: it has {size} bytes, and "
-                    f"its first 8 say that its header has {length}"
-                )
-            text = file.read(length)
+        with safe_open(path, framework="np") as file:
+            held = {name: _held(path.name, file.get_slice(name)) for name in list(file.keys())}
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        header = json.loads(text)
-        held = {
-            name: _held(path.name, entry)
-            for name, entry in header.items()
-            if name != "__metadata__"
-        }
-        end = max((entry["data_offsets"][1] for n, entry in header.items() if n != "__metadata__"))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise ModelError(
-            f"{path} is no safetensors file: its header, {length} bytes from offset 8, cannot be "
-            f"read: {error}"
-        ) from error
-    if 8 + length + end != size:
-        raise ModelError(
-            f"{path} is {'truncated' if 8 + length + end > size else 'longer than it should be'}: "
-            f"by its header it has {8 + length + end} bytes, and it has {size}"
-        )
+    except SafetensorError as error:
+        raise ModelError(f"{path} is no safetensors file, or not all of it: {error}") from error
     odd = [f"{name!r} is {h.dtype}" for name, h in held.items() if h.dtype not in FLOATS]
     odd = [told for told in odd if not told.endswith((" I64", " I32", " BOOL"))]
     if odd:
@@ -234,15 +204,8 @@ def _header(path: Path) -> dict[str, Held]:
     return held
 
 
-def _held(file: str, entry: Mapping[str, Any]) -> Held:
-    dtype, shape = entry["dtype"], tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-    if any(not isinstance(n, int) or n < 0 for n in (*shape, begin, end)) or end < begin:
-        raise ValueError(f"a shape of {list(shape)} at {begin} to {end}")
-    needed = math.prod(shape) * BITS[dtype] // 8 if dtype in BITS else end - begin
-    if end - begin != needed:
-        raise ValueError(f"{dtype} of shape {list(shape)} takes {needed} bytes, not {end - begin}")
-    return Held(file, dtype, shape, end - begin)
+def _held(file: str, tensor: Any) -> Held:
+    return Held(file, tensor.get_dtype(), tuple(tensor.get_shape()))
 
 
 def _listed(names: list[str]) -> str:

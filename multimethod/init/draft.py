@@ -7,7 +7,7 @@ from pathlib import Path
 from string import Template
 
 from mmpack.multimethod.errors import OutputError
-from mmpack.multimethod.huggingface.folder import CONFIG, read_folder
+from mmpack.multimethod.huggingface.folder import CONFIG, TOKENIZER, read_folder
 from mmpack.multimethod.huggingface.model import draw_decoder, read_config
 from mmpack.multimethod.init.choices import Choices, wrong
 from mmpack.multimethod.init.decoder import Decoder, read_decoder
@@ -38,7 +38,7 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
     calibration = None
     if choices.static.calibrated or choices.cpu.calibrated:
         calibration = f"{CALIBRATION}:prompts"
-        tokenizer = files.get("tokenizer.json")
+        tokenizer = files.get(TOKENIZER)
         examples = output.with_name(CALIBRATION)
         if not examples.exists():
             texts[examples] = _calibration(tokenizer, decoder, choices.context)

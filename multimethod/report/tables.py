@@ -162,8 +162,9 @@ def build_summary(report: BuildReport) -> str:
         f"{size(report.link.saved)} saved by sharing",
     ]
     stages = ", ".join(f"{stage} {took:.1f} s" for stage, took in report.seconds.items())
-    own, worker = map(size, report.memory)
-    lines.append(f"{stages}; peak memory {own}, of a worker {worker}")
+    own, worker = report.memory
+    of_worker = f", of a worker {size(worker)}" if worker else ""
+    lines.append(f"{stages}; peak memory {size(own)}{of_worker}")
     lines += [method.note for method in report.methods if method.note is not None]
     lines += [
         f"{flow.name} was not compared with the model: its reference is none"

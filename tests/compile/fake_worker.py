@@ -41,6 +41,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     if options.get("hang"):
         while True:
             time.sleep(1)
+    if take := options.get("take"):
+        bytes(b"1" * take)
     if options.get("fail"):
         return {"error": f"{job['method']}: it failed"}
     Path(job["output"]).write_text(f"object of {job['method']}")

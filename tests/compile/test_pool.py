@@ -76,6 +76,14 @@ def test_a_worker_is_used_again(job: Any) -> None:
     assert answers[1].error == f"b: it failed\n  log: {answers[1].job.log}"
 
 
+def test_a_worker_tells_its_own_memory(job: Any) -> None:
+    parents = bytearray(b"1") * 400_000_000  # no part of it
+    answers, _ = run([job("a"), job("b", take=300_000_000), job("c"), job("d", die="kill")])
+    before, taken, after, died = (answer.memory for answer in answers)
+    assert 0 < before < 100_000_000 and 300_000_000 < taken == after < len(parents)
+    assert died == 0
+
+
 @pytest.mark.parametrize(
     ("how", "says"), [("exit", "exit code 7"), ("kill", "SIGKILL"), ("half", "exit code 0")]
 )

@@ -127,8 +127,9 @@ def test_the_summary_says_what_was_compiled_and_what_agrees() -> None:
 
 
 def test_the_summary_says_if_nothing_was_compiled() -> None:
-    summary = build_summary(report(cached=True, error=None))
+    summary = build_summary(attrs.evolve(report(cached=True, error=None), memory=(812_000_000, 0)))
     assert "nothing was compiled: every method was in the cache" in summary
+    assert summary.endswith("peak memory 812.0 MB")
 
 
 def test_a_verification_is_shown_row_by_row() -> None:
