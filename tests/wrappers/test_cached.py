@@ -136,6 +136,18 @@ def test_weights_in_half_precision_have_caches_in_float32(dtype: torch.dtype, sp
     torch.testing.assert_close(read(prefill, text), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_layer_that_computes_in_half_precision_has_them_too() -> None:
+    """As a factory may make it: what is written and read is turned from and into its dtype."""
+    layer = make("llama 2").model.layers[0].to(torch.bfloat16)
+    attention = CachedAttention(layer, 10)
+    q, (k, v) = torch.randn(1, 6, 4, 8), torch.randn(2, 1, 6, 2, 8)
+    positions = torch.arange(6)
+    got = attention(*(t.to(torch.bfloat16) for t in (q, k, v)), positions)
+    assert layer.self_attn.key_cache.dtype == torch.float32 and got.dtype == torch.bfloat16
+    expected = Attention(make("llama 2").model.layers[0])(q, k, v, positions)
+    torch.testing.assert_close(got.float(), expected, atol=0.03, rtol=0.03)
+
+
 def test_of_rows_at_one_position_the_first_is_kept() -> None:
     layer = make("llama 2").model.layers[0]
     attention = CachedAttention(layer, 10)
