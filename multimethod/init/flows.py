@@ -11,18 +11,21 @@ from mmpack.multimethod.init.yaml_text import Lines
 
 
 def flows(decoder: Decoder, choices: Choices) -> Iterable[Lines]:
-    if choices.chunk > 1:
-        yield [
-            f"prefill: # a prompt, {choices.chunk} tokens at a time",
-            *_flow(decoder, choices, "prefill", "chunk"),
-        ]
-    yield ["decode:", *_flow(decoder, choices, "decode", "one")]
+    if choices.chunk == 1:
+        yield ["decode:", *_flow(decoder, choices, "decode", "one", "one")]
+        return
+    yield [
+        f'"{{name}}": # a prompt, {choices.chunk} tokens at a time; what is written, one by one',
+        "  each: {name: [prefill, decode], n: {cycle: [chunk, one]}}",
+        *_flow(decoder, choices, "{name}", "{n}", '"{n}"'),
+    ]
 
 
-def _flow(decoder: Decoder, choices: Choices, name: str, size: str) -> Lines:
-    steps = [f"- {name}"] if choices.split == "whole" else _steps(decoder, choices, size)
+def _flow(decoder: Decoder, choices: Choices, name: str, size: str, cut: str) -> Lines:
+    whole = [f'- "{name}"' if name.startswith("{") else f"- {name}"]
+    steps = whole if choices.split == "whole" else _steps(decoder, choices, size)
     return [
-        f"  cut: {{tokens: {size}}}",
+        f"  cut: {{tokens: {cut}}}",
         "  steps:",
         *(f"    {line}" for line in steps),
         "  outputs: [logits]",
@@ -35,7 +38,7 @@ def _steps(decoder: Decoder, choices: Choices, n: str) -> Lines:
     for kind in rotary_kinds(decoder):
         if decoder.several_rotary:
             gives = f"{{cos: cos.{kind.name}, sin: sin.{kind.name}}}"
-            lines.append(f"- {{run: rotary.{kind.name}.{n}, gives: {gives}}}")
+            lines.append(f'- {{run: "rotary.{kind.name}.{n}", gives: {gives}}}')
         else:
             lines.append(f"- rotary.{n}")
     several = len(decoder.kinds) > 1

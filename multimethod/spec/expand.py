@@ -1,9 +1,10 @@
-"""`each`, unrolled: one method, or one step, for every combination of its values.
+"""`each`, unrolled: one method for every combination of its values.
 
     layers.{i}.qkv_proj: {each: {i: 0..3}, module: "layers.{i}", …}
 
 becomes `layers.0.qkv_proj` with the module `layers.0`, and so on. What comes out holds no
-template and no `each`, and knows from which place in the file it came (`Origin`).
+template and no `each`, and knows from which place in the file it came (`Origin`). Flows and their
+steps are unrolled in `expand_flows.py`, with what stands here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from mmpack.multimethod.spec.records import (
     InputSpec,
     MethodSpec,
     Spec,
-    StepSpec,
 )
 from mmpack.multimethod.spec.structure import MANY
 from mmpack.multimethod.spec.templates import fill_text, fill_typed, symbols
@@ -73,17 +73,22 @@ def expand_all(spec: Spec) -> Expansion:
 def wrong_templates(template: str, method: MethodSpec) -> list[Finding]:
     """Symbols of one entry that mean nothing, and an `each` that makes too much of it."""
     keys: Keys = ("methods", template)
-    same = "is not in the method's name, so all methods would have the same name"
+    wrong = wrong_name(template, method.each, keys, "method")
+    wrong += unknown_symbols(attrs.evolve(method, each={}), method.each, keys)
+    return wrong
+
+
+def wrong_name(template: str, each: Each, keys: Keys, what: str) -> list[Finding]:
+    """Why entries of such a name cannot be told apart, or are too many."""
+    same = f"is not in the {what}'s name, so all {what}s would have the same name"
     wrong = [
         Finding((*keys, "each", symbol), f"{{{symbol}}} {same}", at_key=True)
-        for symbol, values in method.each.items()
+        for symbol, values in each.items()
         if symbol not in symbols(template) and not isinstance(values, Cycle)
     ]
-    wrong += unknown_symbols(template, method.each, keys, at_key=True)
-    wrong += unknown_symbols(attrs.evolve(method, each={}), method.each, keys)
-    count = _count(method.each)
-    if count > MANY:
-        wrong.append(Finding((*keys, "each"), f"this makes {count} methods, more than {MANY}"))
+    wrong += unknown_symbols(template, each, keys, at_key=True)
+    if (made := count(each)) > MANY:
+        wrong.append(Finding((*keys, "each"), f"this makes {made} {what}s, more than {MANY}"))
     return wrong
 
 
@@ -113,49 +118,6 @@ def _methods(
     return [], made
 
 
-def unroll(
-    steps: tuple[StepSpec, ...], keys: Keys, outer: Values | None = None, times: int = 1
-) -> tuple[list[Expanded[StepSpec]], list[Finding]]:
-    """Steps without `each`, in the order in which they run.
-
-    `keys` lead to the steps; `outer` is what the groups around them fill in, `times` how often
-    those groups repeat them.
-    """
-    outer = outer or {}
-    flat: list[Expanded[StepSpec]] = []
-    findings: list[Finding] = []
-    for number, step in enumerate(steps):
-        here = (*keys, number)
-        known = {**outer, **dict.fromkeys(step.each, "")}
-        again = "is already given by an outer `each`"
-        wrong = [
-            Finding((*here, "each", symbol), f"{{{symbol}}} {again}", at_key=True)
-            for symbol in step.each
-            if symbol in outer
-        ]
-        wrong += unknown_symbols(attrs.evolve(step, each={}, steps=()), known, here)
-        wrong += unknown_symbols(step.each, outer, (*here, "each"))
-        count = times * _count(step.each)
-        if count > MANY:
-            wrong.append(Finding((*here, "each"), f"this makes {count} steps, more than {MANY}"))
-        findings += wrong
-        for each in [] if wrong else combinations(fill(step.each, outer)):
-            values = {**outer, **each}
-            try:
-                alone = fill(attrs.evolve(step, each={}, steps=()), values)
-            except Wrong as error:
-                findings.append(Finding(here, str(error)))
-                break
-            if step.run is not None:
-                flat.append(Expanded(alone, Origin(here, values)))
-            inner, more = unroll(step.steps, (*here, "steps"), values, count)
-            flat += inner
-            findings += more
-            if more:  # the same again for every other value
-                break
-    return flat, findings
-
-
 def combinations(each: Each) -> Iterator[dict[str, str | int]]:
     """Every combination of the values; the last symbol runs fastest."""
     free = [enumerate(v) for v in each.values() if not isinstance(v, Cycle)]
@@ -169,7 +131,8 @@ def combinations(each: Each) -> Iterator[dict[str, str | int]]:
         yield values
 
 
-def _count(each: Each) -> int:
+def count(each: Each) -> int:
+    """How many combinations there are."""
     return prod(len(values) for values in each.values() if not isinstance(values, Cycle))
 
 

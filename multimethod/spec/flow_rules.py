@@ -21,7 +21,7 @@ from mmpack.multimethod.spec.records import FlowSpec, StepSpec
 
 def check_flows(draft: Draft) -> Findings:
     for name, flow in draft.spec.flow.items():
-        spoilt = draft.spoilt.get(name, frozenset())
+        spoilt = draft.flows[name].spoilt
         for finding in _flow(name, flow, spoilt, draft):
             # Findings about steps name them by their number in the whole flow.
             if finding.keys[0] == "steps" or not spoilt.intersection(finding.keys[2:3]):
@@ -45,10 +45,10 @@ def _flow(name: str, flow: FlowSpec, spoilt: frozenset[str], draft: Draft) -> Fi
     yield from wrong_steps
     walk = Walk(draft, name, flow.cut)
     if wrong_steps or spoilt & {"cut", "steps", "each"}:
-        for number, step in enumerate(draft.steps[name]):
+        for number, step in enumerate(draft.flows[name].steps):
             yield from walk.known(number, step.item)
         return
-    for number, step in enumerate(draft.steps[name]):
+    for number, step in enumerate(draft.flows[name].steps):
         yield from walk.step(number, step.item)
     yield from _outputs(flow, keys, walk)
     if not walk.unseen:

@@ -36,8 +36,8 @@ class Walk:
         self.cut_readers: dict[str, ValueSpec | None] = {}
         self.cache_readers: dict[str, ValueSpec | None] = {}
         self.open = self.unseen = self.unnamed = False
-        appended = (cache for step in draft.steps[flow] for cache in step.item.append.values())
-        self.appended = frozenset(appended)
+        steps = (step.item for step in draft.flows[flow].steps)
+        self.appended = frozenset(cache for step in steps for cache in step.append.values())
 
     def gives(self, name: str) -> bool:
         """Whether a step has given, or may have given, a value of that name."""

@@ -87,7 +87,7 @@ def load_spec(path: str | Path, *, backends: Backends | None = None) -> SpecFile
         source,
         made.spec,
         {name: expanded.item for name, expanded in made.methods.items()},
-        {name: tuple(step.item for step in steps) for name, steps in made.steps.items()},
+        {name: tuple(step.item for step in flow.steps) for name, flow in made.flows.items()},
         options,
         origins,
     )
@@ -99,8 +99,9 @@ def _origins(made: Draft) -> dict[Keys, Origin]:
         **{("methods", left.name): left.origin for left in made.remains},
         **{("methods", name): expanded.origin for name, expanded in made.methods.items()},
     }
-    for flow, steps in made.steps.items():
-        origins |= {("steps", flow, n): step.origin for n, step in enumerate(steps)}
+    for name, flow in made.flows.items():
+        origins[("flow", name)] = flow.flow.origin
+        origins |= {("steps", name, n): step.origin for n, step in enumerate(flow.steps)}
     return origins
 
 

@@ -20,11 +20,11 @@ from mmpack.multimethod.spec.expand import (
     expand_all,
     expand_one,
     unknown_symbols,
-    unroll,
     wrong_templates,
 )
+from mmpack.multimethod.spec.expand_flows import ExpandedFlow, expand_flows
 from mmpack.multimethod.spec.mistakes import Finding, Keys
-from mmpack.multimethod.spec.records import FlowSpec, MethodSpec, Spec, StepSpec
+from mmpack.multimethod.spec.records import FlowSpec, MethodSpec, Spec
 from mmpack.multimethod.spec.structure import structure
 
 _NAMED = ("model", "methods", "targets", "dims", "state", "flow", "constants", "files")
@@ -50,16 +50,14 @@ class Remains:
 @define
 class Draft:
     """`broken` holds the keys of what was left out: ("methods", "attention") or ("model",).
-    `remains`: what is left of such methods. `spoilt`: flow -> its fields that are defaults, and
-    `each` if its steps cannot be unrolled."""
+    `remains`: what is left of such methods."""
 
     spec: Spec
     broken: frozenset[Keys]
     methods: dict[str, Expanded[MethodSpec]]
-    steps: dict[str, list[Expanded[StepSpec]]]
+    flows: dict[str, ExpandedFlow]
     findings: list[Finding]
     remains: list[Remains]
-    spoilt: dict[str, frozenset[str]]
 
     def lost(self, section: str, name: str | None = None) -> bool:
         """Whether a section, or a name in it, is in the file but could not be read."""
@@ -85,18 +83,13 @@ def draft(data: dict[str, Any]) -> Draft:
     expansion = expand_all(spec)
     findings += expansion.findings
     broken |= {_entry(finding.keys, data) for finding in expansion.findings}
-    flows, spoilt = _flows(data, spec, findings)
-    spec = attrs.evolve(spec, flow=flows)
-    steps: dict[str, list[Expanded[StepSpec]]] = {}
-    for name, flow in spec.flow.items():
-        steps[name], wrong = unroll(flow.steps, ("flow", name, "steps"))
-        findings += wrong
-        if wrong:
-            broken.add(("flow", name))
-            spoilt[name] = spoilt.get(name, frozenset()) | {"each"}
+    flows, wrong = expand_flows(*_flows(data, spec, findings))
+    findings += wrong
+    broken |= {finding.keys[:2] for finding in wrong}
+    spec = attrs.evolve(spec, flow={name: made.flow.item for name, made in flows.items()})
     remains, templates = _remaining_methods(data, findings)
     findings += templates
-    return Draft(spec, frozenset(broken), expansion.methods, steps, findings, remains, spoilt)
+    return Draft(spec, frozenset(broken), expansion.methods, flows, findings, remains)
 
 
 def _remaining_methods(

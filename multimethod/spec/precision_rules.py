@@ -91,7 +91,8 @@ def _calibrated(method: MethodSpec, keys: Keys, draft: Draft, options: Any) -> F
 def _in_a_flow(method: str, draft: Draft) -> bool:
     # A flow that cannot be read might have run it.
     lost = any(keys[0] == "flow" for keys in draft.broken)
-    return lost or any(step.item.run == method for steps in draft.steps.values() for step in steps)
+    steps = (step for flow in draft.flows.values() for step in flow.steps)
+    return lost or any(step.item.run == method for step in steps)
 
 
 def _has_precision(record: Any) -> bool:

@@ -144,6 +144,7 @@ class FlowSpec:
     reference: Python method of the model that the whole flow must equal ("none": no such thing).
     sqnr: like a method's, where a step is quantized; none given: that of its steps, whose noise
         adds up.
+    each: one such flow for each of its values.
     """
 
     cut: dict[str, str]
@@ -151,6 +152,7 @@ class FlowSpec:
     outputs: tuple[str, ...]
     reference: str = "forward"
     sqnr: float | None = None
+    each: Each = field(factory=dict)
 
 
 @frozen

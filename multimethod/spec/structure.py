@@ -19,6 +19,7 @@ from mmpack.multimethod.spec.mistakes import Finding
 from mmpack.multimethod.spec.records import (
     Cycle,
     Each,
+    FlowSpec,
     InputSpec,
     MethodSpec,
     Spec,
@@ -248,6 +249,7 @@ _FIELDS: dict[type, dict[str, _Hook]] = {
     _Cycle: {"cycle": _several},
     MethodSpec: {"each": _each, "inputs": _inputs},
     StepSpec: {"each": _each},
+    FlowSpec: {"each": _each},
     Spec: {"dims": _dims, "sample": _sample},
 }
 

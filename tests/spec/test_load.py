@@ -139,6 +139,81 @@ def test_nested_each_and_each_beside_run(base: str, load: Load) -> None:
     assert [step.gives["hidden"] for step in steps] == ["h0x", "h0y0", "h1x", "h1y1"]
 
 
+EACH = '  "{name}":\n    each: {name: [prefill, decode], n: {cycle: [chunk, one]}}\n'
+
+
+def of_each_size(base: str, each: str = EACH) -> str:
+    """The base with its methods and its flow in two sizes."""
+    text = base.replace("  chunk: 32\n", "  chunk: 32\n  one: 1\n")
+    for name in ("embed", "layers.{i}.qkv", "attention", "head"):
+        sizes = "n: [chunk, one]"
+        text = text.replace(f"  {name}:\n", f"  {name}.{{n}}:\n    each: {{{sizes}}}\n")
+        text = text.replace(f"{{{sizes}}}\n    each: {{i: 0..1}}", f"{{i: 0..1, {sizes}}}")
+    text = text.replace("chunk]", '"{n}"]').replace("chunk, 96", '"{n}", 96')
+    text = text.replace("[chunk, one]", "[chunk, one]").replace("{1: chunk}", '{1: "{n}"}')
+    text = text.replace(
+        "  prefill:\n    cut: {tokens: chunk}\n", each + '    cut: {tokens: "{n}"}\n'
+    )
+    text = text.replace("- embed\n", "- embed.{n}\n").replace('.qkv"', '.qkv.{n}"')
+    return text.replace("run: attention", 'run: "attention.{n}"').replace(
+        "run: head", 'run: "head.{n}"'
+    )
+
+
+def test_a_flow_for_each(base: str, load: Load) -> None:
+    text = of_each_size(base)
+    file = load(text)
+    assert {name: flow.cut for name, flow in file.spec.flow.items()} == {
+        "prefill": {"tokens": "chunk"},
+        "decode": {"tokens": "one"},
+    }
+    assert not any(flow.each for flow in file.spec.flow.values())
+    assert [step.run for step in file.steps["decode"]] == [
+        "embed.one",
+        *("layers.0.qkv.one", "attention.one", "layers.1.qkv.one", "attention.one"),
+        "head.one",
+    ]
+    lines = text.splitlines()
+    assert "cut:" in lines[file.locate(("flow", "decode", "cut", "tokens"))[0] - 1]
+    assert "head" in lines[file.locate(("steps", "decode", 5, "run"))[0] - 1]
+
+
+STEPS = [
+    f"flow.{{name}}.steps[{at}" for at in ("0]", "1].steps[0].run", "1].steps[1].run", "2].run")
+]
+
+
+@pytest.mark.parametrize(
+    ("each", "said"),
+    [
+        ("{name: [a, b], n: [chunk, one]}", ["flow.{name}.each.n"]),
+        ("{name: [a, a], n: {cycle: [chunk, one]}}", ["flow.{name}"]),
+        ("{name: [a, b], m: {cycle: [chunk, one]}}", ["flow.{name}.cut.tokens", *STEPS]),
+        ("{n: [chunk]}", ["flow.{name}", "flow.{name}.each.n"]),
+        ("{name: [a, b], n: {cycle: [chunk, oen]}}", ["flow.{name}.cut.tokens", *STEPS]),
+        ("7", ["flow.{name}.each"]),
+    ],
+)
+def test_what_is_wrong_with_each_of_a_flow(
+    each: str, said: list[str], base: str, load: Load
+) -> None:
+    """And only that: nothing of what follows from it."""
+    text = of_each_size(base, f'  "{{name}}":\n    each: {each}\n')
+    assert [where for _, where in said_of(text, load)] == said
+
+
+def test_two_entries_that_make_one_flow(base: str, load: Load) -> None:
+    text = of_each_size(base)
+    again = text[text.index('  "{name}"') : text.index("constants:")]
+    again = again.replace('"{name}"', "decode").replace(
+        "    each: {name: [prefill, decode], n: ", "    each: {n: "
+    )
+    again = again.replace("{cycle: [chunk, one]}", "[one]").replace("{n}", "one")
+    text = text.replace("constants:", again.replace("    each: {n: [one]}\n", "") + "constants:")
+    with pytest.raises(SpecError, match="more than one flow would be 'decode'"):
+        load(text)
+
+
 def test_two_axes_of_one_dim_and_other_readers(base: str, load: Load) -> None:
     """What is allowed and looks like a mistake: a fixed dim and its number are one size, a
     fixed size may go where a dynamic dim is taken, names may be given again."""
