@@ -54,8 +54,8 @@ def require_tables(unit: Unit, program: ExportedProgram, state: Collection[str])
     """Raise CompileError, with the spec's line, if a unit's precision is one of embedding tables
     and its program has none, or one whose rows do not make whole groups."""
     options = BACKENDS[unit.backend].options(unit.options)
-    config = BACKENDS[unit.backend].embedding_weights(options)
-    if config is None:
+    backend = BACKENDS[unit.backend]
+    if backend.embedding_weights(options) is None:
         return
     key = "precision" if unit.spec.precision is not None else "target"
     tables = tables_of(program, state)
@@ -67,7 +67,7 @@ def require_tables(unit: Unit, program: ExportedProgram, state: Collection[str])
                 key,
             )
         )
-    group = _group(config)
+    group = backend.embedding_group(options)
     for name, width in tables.items():
         if group is not None and width % group:
             raise CompileError(
@@ -95,11 +95,6 @@ def quantize_tables(module: GraphModule, tables: Collection[str], config: Any) -
     module.graph.eliminate_dead_code()
     module.recompile()
     return bool(made)
-
-
-def _group(config: Any) -> int | None:
-    """How many numbers of a row share a scale; None for all of them."""
-    return getattr(config.granularity, "group_size", None)
 
 
 def _quantized(module: GraphModule, number: int, table: Tensor, config: Any) -> tuple[Any, ...]:

@@ -160,9 +160,12 @@ def _tensors(folder: Path) -> dict[str, Held]:
 
 def _sharded(folder: Path) -> dict[str, Held]:
     index = folder / INDEX
-    named = _json(index).get("weight_map")
+    read = _json(index)
+    named = read.get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
         raise ModelError(f"{index} has no 'weight_map' of tensors to files")
+    if not isinstance(read.get("metadata"), dict):
+        raise ModelError(f"{index} has no 'metadata', which transformers wants; it may be {{}}")
     shards = sorted(set(named.values()))
     missing = [n for n in shards if not (folder / n).is_file()]
     if missing:

@@ -30,6 +30,9 @@ from mmpack.multimethod.huggingface.folder import (
 )
 
 ATTENTION = "eager"
+EXPERTS = "batched_mm"
+"""The one of its ways to compute a mixture of experts whose operators ExecuTorch has, and whose
+shapes do not depend on which expert takes which token."""
 """The one of transformers' ways to write attention that knows all that families add to it."""
 IGNORED = ("inv_freq", "position_ids")
 """What older checkpoints hold and transformers computes itself."""
@@ -125,7 +128,10 @@ def _random(config: Any, seed: int) -> Any:
     with torch.random.fork_rng(devices=[]), _told("transformers makes no model of it"):
         torch.manual_seed(seed)
         return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=ATTENTION
+            config,
+            dtype=torch.float32,
+            attn_implementation=ATTENTION,
+            experts_implementation=EXPERTS,
         )
 
 
@@ -137,6 +143,7 @@ def _loaded(folder: ModelFolder, config: Any) -> Any:
         config=config,
         dtype=getattr(torch, folder.dtype),
         attn_implementation=ATTENTION,
+        experts_implementation=EXPERTS,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,

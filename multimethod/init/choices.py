@@ -13,6 +13,8 @@ from mmpack.multimethod.targets import BACKENDS
 
 Split = Literal["qkv/attention/mlp", "block", "whole"]
 Cache = Literal["dynamic", "fixed"]
+EMBEDDING = "portable"
+"""The backend that looks up embedding tables."""
 
 
 @frozen
@@ -66,7 +68,7 @@ class Choices:
         if self.embedding is not None:
             if ":" in self.embedding or "=" in self.embedding:
                 raise wrong(f"--embedding {self.embedding}: expected a precision alone, as in 8w")
-            table = target(f"portable:{self.embedding}", "--embedding")
+            table = target(f"{EMBEDDING}:{self.embedding}", "--embedding")
             if self.split == "whole" and table.quantized:
                 raise wrong(
                     f"--embedding {self.embedding}: with --split whole the embedding is no method "

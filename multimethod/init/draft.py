@@ -9,11 +9,12 @@ from string import Template
 from mmpack.multimethod.errors import OutputError
 from mmpack.multimethod.huggingface.folder import CONFIG, TOKENIZER, read_folder
 from mmpack.multimethod.huggingface.model import draw_decoder, read_config
-from mmpack.multimethod.init.choices import Choices, wrong
+from mmpack.multimethod.init.choices import EMBEDDING, Choices, target, wrong
 from mmpack.multimethod.init.decoder import Decoder, read_decoder
 from mmpack.multimethod.init.rehearse import rehearse
 from mmpack.multimethod.init.write import Sources, write_spec
 from mmpack.multimethod.scratch import scratch_folder
+from mmpack.multimethod.targets import BACKENDS
 
 CALIBRATION = "calibration.py"
 
@@ -31,6 +32,7 @@ def init(source: Path, output: Path, choices: Choices, *, overwrite: bool = Fals
     config = read_config(source)
     decoder = read_decoder(draw_decoder(config, device="meta"))
     _require_context(decoder, choices)
+    _require_groups(decoder, choices)
     rehearse(config, decoder)
     texts: dict[Path, str] = {}
     here = output.absolute().parent
@@ -61,6 +63,19 @@ def _require_context(decoder: Decoder, choices: Choices) -> None:
         raise wrong(
             f"--context {choices.context}: what {decoder.title} computes of positions holds for "
             f"texts of up to {decoder.longest} tokens, as its configuration says"
+        )
+
+
+def _require_groups(decoder: Decoder, choices: Choices) -> None:
+    if choices.embedding is None:
+        return
+    table = target(f"{EMBEDDING}:{choices.embedding}", "--embedding")
+    backend = BACKENDS[table.backend]
+    group = backend.embedding_group(backend.options(table.options))
+    if group is not None and decoder.hidden % group:
+        raise wrong(
+            f"--embedding {choices.embedding}: the {decoder.hidden} numbers in a row of the table "
+            f"are no multiple of {group}, the group that shares a scale; 8w has one for each row"
         )
 
 

@@ -171,6 +171,11 @@ class Backend(ABC):
         return None
 
     @classmethod
+    def embedding_group(cls, options: Any) -> int | None:
+        """How many numbers of a table's row share a scale there; None for all of them."""
+        return None
+
+    @classmethod
     def refuses(
         cls,
         options: Any,

@@ -57,6 +57,10 @@ class Portable(Backend):
         int4: Any = torch.int4  # type: ignore[attr-defined]
         return IntxWeightOnlyConfig(weight_dtype=int4, granularity=PerGroup(options.group))
 
+    @classmethod
+    def embedding_group(cls, options: Any) -> int | None:
+        return int(options.group) if _precision(options) == "4w" else None
+
 
 def _precision(options: Any) -> str:
     """A backend that is made from this one may have options of its own, without a precision."""

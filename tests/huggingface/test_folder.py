@@ -42,7 +42,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def index(folder: Path, named: dict[str, str]) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": named}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": named})
+    )
 
 
 def shards(folder: Path) -> None:
@@ -148,6 +150,12 @@ def index_of_nothing(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text("{}")
 
 
+def index_without_metadata(folder: Path) -> None:
+    shards(folder)
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": json.loads(path.read_text())["weight_map"]}))
+
+
 def rewritten(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
     def rewrite(folder: Path) -> None:
         path = folder / "model.safetensors"
@@ -177,6 +185,7 @@ def fp8(folder: Path) -> None:
         (shard_missing, "names 1.safetensors, which is not there; did you mean '11.safetensors'"),
         (shard_without, "1.safetensors has no tensor 'bb', which .* says is in it; did you mean"),
         (index_of_nothing, "has no 'weight_map'"),
+        (index_without_metadata, "has no 'metadata', which transformers wants"),
         (rewritten(lambda data: data[:-1]), "not all of it: .*file not fully covered"),
         (rewritten(lambda data: data + b"\0"), "not all of it: .*file not fully covered"),
         (rewritten(lambda data: data[:5]), "no safetensors file, .*: header too small"),

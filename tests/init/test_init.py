@@ -143,6 +143,16 @@ def test_refused(args: tuple[object, ...], message: str, tmp_path: Path) -> None
     assert not spec.exists()
 
 
+def test_a_row_that_makes_no_whole_groups(tmp_path: Path) -> None:
+    source = save_config("llama 2", tmp_path)
+    source.write_text(source.read_text().replace('"hidden_size": 32', '"hidden_size": 48'))
+    args = ("--hf", source, "--chunk", 8, "--context", 64, "-o", tmp_path / "s.yaml")
+    result = run(*args, "--embedding", "4w")
+    assert result.exit_code == 2
+    assert "the 48 numbers in a row of the table are no multiple of 32" in result.output
+    assert run(*args, "--embedding", "8w").exit_code == 0
+
+
 def test_a_longrope_beyond_its_short_texts(tmp_path: Path) -> None:
     source = save_config("phi3 long", tmp_path)
     result = run("--hf", source, "--chunk", 8, "--context", 97, "-o", tmp_path / "s.yaml")

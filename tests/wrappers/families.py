@@ -73,6 +73,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Gemma3Text",
         {"sliding_window": 5, "layer_types": ALTERNATING, "query_pre_attn_scalar": 11},
     ),
+    "mixtral": ("Mixtral", {"num_local_experts": 4, "sliding_window": None}),
+    "qwen3 moe": (
+        "Qwen3Moe",
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    ),
     "phi3": ("Phi3", {"sliding_window": None}),
     "phi3 window": ("Phi3", {"sliding_window": 5}),
     "phi4": ("Phi3", {"rope_parameters": PARTIAL, "sliding_window": None}),
