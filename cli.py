@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -324,6 +325,37 @@ def link(
     )
 
 
+@main.group()
+def cache() -> None:
+    """Compiled methods that builds take again: what is there, and make it less."""
+
+
+@cache.command("list")
+@CACHE
+def list_cache(cache: Path | None) -> None:
+    """Show the compiled methods of the cache, what was used last first."""
+    from mmpack.multimethod.compile.stored import stored
+    from mmpack.multimethod.report.stored import stored_summary, stored_table
+    from mmpack.multimethod.report.tables import terminal
+
+    found = stored(cache)
+    terminal().print(stored_table(found))
+    click.echo(stored_summary(found))
+
+
+@cache.command("prune")
+@CACHE
+@click.option(
+    "--max-size", required=True, metavar="SIZE", help="What may stay: 500M, 2G, or bytes."
+)
+def prune_cache(cache: Path | None, max_size: str) -> None:
+    """Remove what was not used for longest, until the cache is no larger than --max-size."""
+    from mmpack.multimethod.compile.stored import prune
+    from mmpack.multimethod.report.stored import pruned_summary
+
+    click.echo(pruned_summary(prune(_bytes(max_size), cache)))
+
+
 @main.command()
 def doctor() -> None:
     """Show what this machine can build and run, and what would change a "no".
@@ -368,6 +400,14 @@ def _pairs(texts: Sequence[str], form: str) -> dict[str, str]:
             raise click.BadParameter(f"{text!r}: {left!r} was given twice")
         pairs[left] = right
     return pairs
+
+
+def _bytes(text: str) -> int:
+    """2G is 2,000,000,000 bytes, as in what is printed."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", text, re.ASCII)
+    if found is None:
+        raise click.BadParameter(f"{text!r}: expected a size like 500M, 2G or 4096")
+    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
 
 
 def _numbers(text: str) -> list[int]:

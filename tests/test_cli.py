@@ -18,8 +18,9 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from mmpack.cli import main
+from mmpack.cli import _bytes, main
 from mmpack.multimethod import errors, load
+from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.errors import MmpackError
 from mmpack.multimethod.targets import BACKENDS
 
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parent.parent
 ADDER = ROOT / "examples" / "adder" / "adder.yaml"
 COMMANDS = (
     "build",
+    "cache",
     "check",
     "demo",
     "doctor",
@@ -461,3 +463,33 @@ def test_what_needs_no_torch_does_not_import_it(command: str, toy: Path, tmp_pat
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "imported: []"
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("0", 0), ("4096", 4096), ("2G", 2 * 10**9), ("1.5GB", 15 * 10**8), ("500 MB", 5 * 10**8)],
+)
+def test_sizes(text: str, count: int) -> None:
+    assert _bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1", "2X", "1e3", "1,5G", "\u0663"])
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="expected a size like 500M, 2G or 4096"):
+        _bytes(text)
+
+
+def test_the_cache_is_listed_and_pruned(tmp_path: Path) -> None:
+    with Cache(tmp_path / "cache") as cache:
+        for name in "ab":
+            made = cache.scratch(name)
+            made.write_bytes(bytes(1500))
+            cache.put_object(name * 16, made, {}, f"layers.{name}", "xnnpack")
+    listed = mmpack("cache", "list", "--cache", tmp_path / "cache")
+    assert listed.exit_code == 0
+    assert "layers.a  xnnpack  1.6 kB" in listed.output
+    assert listed.output.endswith("2 compiled methods, 3.2 kB\n")
+    pruned = mmpack("cache", "prune", "--max-size", "2k", "--cache", tmp_path / "cache")
+    assert pruned.output == "removed 1 compiled method, 1.6 kB; kept 1 compiled method, 1.6 kB\n"
+    assert mmpack("cache", "prune", "--cache", tmp_path / "cache").exit_code == 2
+    assert mmpack("cache", "prune", "--max-size", "0", "--cache", tmp_path / "none").exit_code == 0

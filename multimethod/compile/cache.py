@@ -6,14 +6,17 @@
 
 Every file appears whole or not at all (written in a folder of its build, then moved), the `.json`
 of an object last. So several builds may share a cache, and one that is killed leaves it usable.
+Each holds a shared lock on `<root>/lock`, so that nothing is removed (`stored.py`) while it builds;
+a `.json` that is taken is touched, which says when it was of use.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +27,7 @@ from mmpack.multimethod.scratch import scratch_folder, sweep
 
 SCRATCH = "build"
 """Name of the folders for what is on its way into the cache."""
+LOCK = "lock"
 
 
 @frozen
@@ -60,6 +64,11 @@ class Cache:
             raise self._unusable(error) from error
 
     def __enter__(self) -> Self:
+        try:
+            lock = self._open.enter_context(open(self.root / LOCK, "ab"))
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        except OSError as error:
+            raise self._unusable(error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,20 +76,25 @@ class Cache:
 
     def facts(self, fingerprint: str) -> dict[str, Any] | None:
         """What is known of a unit, or None if nothing is, or it is damaged."""
-        return _read_json(self.root / "facts" / f"{fingerprint}.json")
+        path = self.root / "facts" / f"{fingerprint}.json"
+        if (facts := read_record(path)) is not None:
+            _touch(path)
+        return facts
 
     def put_facts(self, fingerprint: str, facts: dict[str, Any]) -> None:
         self._write_json(self.root / "facts" / f"{fingerprint}.json", facts)
 
     def object(self, key: str) -> Object | None:
         """The object with this key, or None if there is none or it is damaged."""
-        record = _read_json(self.root / "objects" / f"{key}.json")
+        about = self.root / "objects" / f"{key}.json"
+        record = read_record(about)
         path = self.root / "objects" / f"{key}.pte"
         try:
             if record is None or _checksum(path) != record["crc32"]:
                 return None
         except OSError:
             return None
+        _touch(about)
         return Object(key, path, record["figures"])
 
     def scratch(self, name: str) -> Path:
@@ -92,11 +106,15 @@ class Cache:
                 raise self._unusable(error) from error
         return self._scratch / name
 
-    def put_object(self, key: str, made: Path, figures: dict[str, Any]) -> Object:
-        """Move a finished object (a scratch path) into the cache."""
+    def put_object(
+        self, key: str, made: Path, figures: dict[str, Any], method: str, backend: str
+    ) -> Object:
+        """Move a finished object (a scratch path) into the cache. `method` and `backend` are for
+        whoever looks what is there."""
         path = self.root / "objects" / f"{key}.pte"
         try:
             record = {"crc32": _checksum(made), "figures": figures}
+            record |= {"method": method, "backend": backend}
             os.replace(made, path)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
@@ -124,7 +142,7 @@ class Cache:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
     """What `_write_json` wrote; None if there is nothing, or it is not what was written."""
     try:
         checksum, _, text = path.read_text().partition(" ")
@@ -134,6 +152,11 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _touch(path: Path) -> None:
+    with suppress(OSError):  # somebody else's file: it only seems to be older than it is
+        os.utime(path)
 
 
 def _checksum(path: Path) -> int:

@@ -131,8 +131,9 @@ class Compiler:
             if answer.job.plan is not None:
                 answer.job.plan.unlink(missing_ok=True)
             if answer.error is None:
-                made = self._store.put_object(keys[name], answer.job.output, answer.figures)
-                objects[name] = made
+                objects[name] = self._store.put_object(
+                    keys[name], answer.job.output, answer.figures, name, answer.job.backend
+                )
             self._progress.done(name, "failed" if answer.error else "")
 
         for name in self._units:

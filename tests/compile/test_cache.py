@@ -21,7 +21,7 @@ def put(root: Path, content: bytes = b"object" * 100) -> None:
     with Cache(root) as cache:
         made = cache.scratch("made.pte")
         made.write_bytes(content)
-        cache.put_object(KEY, made, {"operators": 3})
+        cache.put_object(KEY, made, {"operators": 3}, "attention", "xnnpack")
         cache.put_facts(KEY, {"shape": [1, 2]})
 
 
@@ -38,8 +38,8 @@ def test_what_was_put_is_there_for_the_next_build(tmp_path: Path) -> None:
 def test_nothing_on_its_way_is_left(tmp_path: Path) -> None:
     put(tmp_path)
     names = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert names == {f"objects/{KEY}.pte", f"objects/{KEY}.json", f"facts/{KEY}.json"}
-    assert {path.name for path in tmp_path.iterdir()} == {"facts", "objects", "logs"}
+    assert names == {f"objects/{KEY}.pte", f"objects/{KEY}.json", f"facts/{KEY}.json", "lock"}
+    assert {path.name for path in tmp_path.iterdir()} == {"facts", "objects", "logs", "lock"}
 
 
 @pytest.mark.parametrize("name", [f"objects/{KEY}.pte", f"objects/{KEY}.json"])
@@ -102,7 +102,7 @@ def test_builds_at_the_same_time_do_not_meet(tmp_path: Path) -> None:
         thread.join()
     assert not failed
     assert Cache(tmp_path).object(KEY) is not None
-    assert {path.name for path in tmp_path.iterdir()} == {"facts", "objects", "logs"}
+    assert {path.name for path in tmp_path.iterdir()} == {"facts", "objects", "logs", "lock"}
 
 
 def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_what_a_killed_build_left_goes_with_the_next_one(tmp_path: Path) -> None
     os.waitpid(pid, 0)
     assert len(list(tmp_path.glob(".build.*.tmp/half.pt2"))) == 1
     put(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"facts", "objects", "logs"}
+    assert {path.name for path in tmp_path.iterdir()} == {"facts", "objects", "logs", "lock"}
 
 
 def test_a_living_builds_folder_stays(tmp_path: Path) -> None:

@@ -68,12 +68,10 @@ def left_beside(output: Path) -> list[str]:
 
 
 def left_in(cache: Path) -> list[str]:
-    """Files of the cache that are no objects, facts or logs."""
-    return sorted(
-        str(path.relative_to(cache))
-        for path in cache.rglob("*")
-        if path.is_file() and (path.name.startswith(".") or path.parent == cache)
-    ) + [path.name for path in cache.iterdir() if path.name not in ("facts", "objects", "logs")]
+    """Files of the cache that are no objects, facts or logs, and not its lock."""
+    known = ("facts", "objects", "logs", "lock")
+    hidden = (str(p.relative_to(cache)) for p in cache.rglob(".*") if p.is_file())
+    return sorted(hidden) + [path.name for path in cache.iterdir() if path.name not in known]
 
 
 class TestStopped:
