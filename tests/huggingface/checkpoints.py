@@ -74,7 +74,6 @@ def llama_spec(
     layers: int,
     chunk: int = 4,
     context: int = 48,
-    flows: tuple[tuple[str, str], ...] = (("prefill", "chunk"), ("decode", "one")),
 ) -> str:
     """A Llama cut in embedding, projections, attention and the rest; its flows run the first so
     many layers, and are compared with the whole model if that has no more."""
@@ -84,7 +83,7 @@ def llama_spec(
         config["hidden_size"],
     )
     head_dim = config.get("head_dim") or hidden // heads
-    vocabulary, sizes = config["vocab_size"], ", ".join(n for _, n in flows)
+    vocabulary, sizes = config["vocab_size"], "chunk, one"
     reference = "logits" if layers == config["num_hidden_layers"] else "none"
     text = f"""\
     mmpack: 1
@@ -159,5 +158,5 @@ def llama_spec(
     outputs: [logits]
     reference: {reference}
 """
-        for name, n in flows
+        for name, n in (("prefill", "chunk"), ("decode", "one"))
     )
