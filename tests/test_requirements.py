@@ -18,7 +18,7 @@ from mmpack.multimethod.versions import SUPPORTED, require_supported, requiremen
 
 ROOT = Path(__file__).parent.parent
 SOURCES = ("multimethod", "wrappers", "examples", "cli.py")
-COMMANDS = {"pytest-benchmark", "mmpack"}
+COMMANDS = {"pytest-benchmark", "pytest-xdist", "mmpack"}
 """Listed for what they do to a command, whether or not something imports them; our own other
 extras."""
 

@@ -208,8 +208,9 @@ def test_a_package_that_is_missing(
 
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
 from mmpack.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have jobs behind `&` ignore it
 write = sys.stdout.write
 def slowly(text):
     count = write(text)
