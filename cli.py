@@ -148,12 +148,38 @@ def init(
     help="Do not compare with eager PyTorch, nor take compiled methods from the cache, which only "
     "that can vouch for. The program's manifest will say so.",
 )
-def build(spec: Path, output: Path | None, jobs: int, cache: Path | None, no_verify: bool) -> None:
+@click.option("--quiet", "-q", is_flag=True, help="Print nothing but what is wrong.")
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="json: a JSON object a line, for programs that watch.",
+)
+def build(
+    spec: Path,
+    output: Path | None,
+    jobs: int,
+    cache: Path | None,
+    no_verify: bool,
+    quiet: bool,
+    log_format: str,
+) -> None:
     """Build the program that SPEC describes."""
     from mmpack.multimethod.driver.build import build
     from mmpack.multimethod.report.display import Display
+    from mmpack.multimethod.report.json_lines import JsonLines
     from mmpack.multimethod.report.tables import build_summary, build_table, terminal
 
+    if quiet:
+        build(spec, output, jobs=jobs, verify=not no_verify, cache=cache)
+        return
+    if log_format == "json":
+        lines = JsonLines(click.echo)
+        lines.built(
+            build(spec, output, jobs=jobs, verify=not no_verify, cache=cache, progress=lines)
+        )
+        return
     console = terminal()
     with Display(console) as display:
         report = build(spec, output, jobs=jobs, verify=not no_verify, cache=cache, progress=display)

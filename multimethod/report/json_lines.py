@@ -1,0 +1,96 @@
+"""The progress of a build and what it made, a JSON object a line: for programs that watch.
+
+    {"event": "stage", "stage": "compile", "total": 24}
+    {"event": "start", "stage": "compile", "method": "lm_head.one"}
+    {"event": "done", "stage": "compile", "method": "lm_head.one", "count": 7, "seconds": 1.8}
+    {"event": "built", "output": "adder.pte", "size": 1871008, "methods": [...], ...}
+
+A method that was in the cache is "done" with `"note": "cached"` and without a "start", one that
+failed with `"note": "failed"`. More keys may come to be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mmpack.multimethod.progress import Stage
+
+if TYPE_CHECKING:
+    from mmpack.multimethod.driver.records import BuildReport
+
+
+class JsonLines:
+    """Writes a line for each thing that it is told, with `write`."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        self._write = write
+        self._stage = ""
+        self._count = 0
+        self._began: dict[str, float] = {}
+
+    def stage(self, name: Stage, total: int) -> None:
+        self._stage, self._count = name, 0
+        self._began.clear()
+        self._tell("stage", stage=name, total=total)
+
+    def start(self, method: str) -> None:
+        self._began[method] = time.monotonic()
+        self._tell("start", stage=self._stage, method=method)
+
+    def done(self, method: str, note: str = "") -> None:
+        self._count += 1
+        began = self._began.pop(method, None)
+        told: dict[str, Any] = {"method": method} if method else {}
+        told["count"] = self._count
+        if note:
+            told["note"] = note
+        elif began is not None:
+            told["seconds"] = round(time.monotonic() - began, 3)
+        self._tell("done", stage=self._stage, **told)
+
+    def built(self, report: BuildReport) -> None:
+        """What the build made. Bytes, seconds, dB."""
+        own, worker = report.memory
+        self._tell(
+            "built",
+            output=str(report.output),
+            size=report.link.size,
+            saved=report.link.saved,
+            compiled=report.compiled,
+            methods=[
+                {
+                    "method": m.signature.method,
+                    "target": m.target,
+                    "operators": m.operators,
+                    "delegated": m.delegated,
+                    "size": m.size,
+                    "cached": m.cached,
+                    "error": _number(m.error),
+                    "sqnr": _number(m.sqnr),
+                }
+                for m in report.methods
+            ],
+            flows=[
+                {
+                    "flow": flow.name.removeprefix("flow "),
+                    "compared": flow.compared,
+                    "error": _number(flow.error),
+                    "sqnr": _number(flow.sqnr),
+                }
+                for flow in report.flows
+            ],
+            seconds={stage: round(took, 3) for stage, took in report.seconds.items()},
+            memory={"here": own, "worker": worker},
+        )
+
+    def _tell(self, event: str, **more: Any) -> None:
+        self._write(json.dumps({"event": event, **more}))
+
+
+def _number(value: float | None) -> float | None:
+    """JSON has no infinity."""
+    return value if value is not None and math.isfinite(value) else None
