@@ -9,7 +9,7 @@ logits = decode.run(next_token, context=context).logits   # goes on where prefil
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -47,10 +47,14 @@ class Context:
 
 
 class Flow:
-    """A flow of a loaded program, or of whatever `methods` are."""
+    """A flow of a loaded program, or of whatever `methods` are. lanes: method -> the processor that
+    it occupies; one for all where nothing is said."""
 
-    def __init__(self, plan: Plan, methods: Callables) -> None:
+    def __init__(
+        self, plan: Plan, methods: Callables, lanes: Mapping[str, str] | None = None
+    ) -> None:
         self.plan = plan
+        self.lanes = dict(lanes or {})
         self._methods = methods
         self._result = namedtuple(f"{plan.name}_outputs", list(plan.joins))  # type: ignore[misc]
 
