@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmpack.multimethod.errors import CallError, FlowError, VerifyError
-from mmpack.multimethod.flow.execute import Context
+from mmpack.multimethod.flow.context import Context
 from mmpack.multimethod.flow.program import Program, load
 
 CHUNK, ROWS = 4, 13
