@@ -35,6 +35,8 @@ COMMANDS = (
     "inspect",
     "link",
     "run",
+    "schedule",
+    "trace",
     "verify",
 )
 

@@ -22,7 +22,7 @@ from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.flow.trace import Span
 from mmpack.multimethod.signature import Dim
 
-from .test_execute import CHUNK, LONGEST, MODEL, SPEC
+from .test_execute import CHUNK, LONGEST
 from .works import BOTH, decoder, lanes
 
 PIPELINES = ("in-order", "out-of-order")
@@ -255,19 +255,15 @@ def test_modes_of_the_caller_hold_in_all_threads() -> None:
 
 class TestOnTheStockEngine:
     @pytest.fixture(scope="class")
-    def program(self, tmp_path_factory: pytest.TempPathFactory, build_cache: Path) -> Program:
-        from ..compile.projects import HEAD, Project
-
-        project = Project(tmp_path_factory.mktemp("pipeline"), build_cache)
-        head = HEAD.replace("targets: {", "targets: {near: {backend: portable, lane: npu}, ")
-        spec = SPEC.replace("target: plain", "target: near", 1)
-        return project.model(MODEL).spec(spec, head=head).program()
+    def program(self, two_lanes: Path) -> Program:
+        return load(two_lanes)
 
     @pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 2, LONGEST])
     def test_pieces_of_any_length(self, program: Program, length: int) -> None:
         x = torch.randn(1, length, 3, generator=torch.Generator().manual_seed(length))
         flow = program.flow("prefill")
         assert flow.lanes["front.chunk"] == "npu" and flow.lanes["back.chunk"] == "cpu"
+        assert program.flow("decode").lanes["front.one"] == "cpu"
         expected, trace = flow.run(x), []
         for schedule in PIPELINES:
             context = Context()
