@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from colorsys import hls_to_rgb
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape
 
 from mmpack.multimethod.errors import counted
 from mmpack.multimethod.scratch import replacing
@@ -85,12 +86,12 @@ def _bars(traced: Traced, rows: dict[tuple[str, int], int]) -> Iterator[str]:
     for span in traced.spans:
         x, width = _LEFT + (span.begin - begin) * scale, span.seconds * scale
         y = _TOP + (rows[span.lane, span.worker] - 1) * (_ROW + _GAP)
-        hue = span.piece.number * 360 // pieces
+        rgb = hls_to_rgb(span.piece.number / pieces, 0.6, 0.65)
+        colour = "#" + "".join(f"{round(255 * part):02x}" for part in rgb)
         told = f"{span.method}, {span.piece}: {span.seconds * 1e3:.3f} ms"
         yield (
             f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{_ROW}" '
-            f"fill={quoteattr(f'hsl({hue}, 65%, 60%)')}>"
-            f"<title>{escape(told)}</title></rect>"
+            f'fill="{colour}"><title>{escape(told)}</title></rect>'
         )
 
 
