@@ -101,7 +101,7 @@ def make_tasks(plan: Plan, pieces: Sequence[Piece]) -> Tasks:
                     waiting.add(piece.number * count + source.step)
                 elif source.kind == "cache":
                     append = appends[source.name]
-                    waiting.update(p * count + append for p in range(piece.number + 1))
+                    waiting.update(range(append, (piece.number + 1) * count, count))
                     for later in _overwriting(plan.caches[source.name], pieces, piece):
                         before[later * count + append].add(piece.number * count + number)
     for chain in _chains(plan, len(pieces)):
