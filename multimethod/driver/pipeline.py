@@ -84,7 +84,7 @@ def compare_schedules(
     tasks = make_tasks(plan, make_pieces(plan, 0, pieces * plan.size))
     known = read_times(times, program) if times is not None else {}
     work = make_work(tasks, chosen.lanes, known)
-    workers = settled_workers(work.per_lane, lanes)
+    workers = _workers(chosen, work, lanes)
     if ratio is not None:
         work = _in_ratio(work, lanes or {}, ratio)
     return Comparison(
@@ -118,7 +118,7 @@ def trace_flow(
     chosen.run(schedule=schedule, lanes=lanes, trace=spans, **inputs)
     tasks = make_tasks(chosen.plan, make_pieces(chosen.plan, 0, rows))
     work = _as_it_was(tasks, chosen, spans)
-    workers = settled_workers(work.per_lane, lanes)
+    workers = _workers(chosen, work, lanes)
     seconds = max(span.end for span in spans) - min(span.begin for span in spans)
     return Traced(
         flow=flow,
@@ -160,6 +160,12 @@ def _widest(program: Program) -> str:
     return widest[0]
 
 
+def _workers(flow: Flow, work: Work, lanes: Mapping[str, int] | None) -> dict[str, int]:
+    """Workers of the lanes that a flow is on. Others of the program may be given too."""
+    workers = settled_workers(flow.lanes.values(), lanes)
+    return {lane: workers[lane] for lane in work.per_lane}
+
+
 def _room(plan: Plan) -> int:
     """How many rows the caches and the state of a flow have room for."""
     limits = [spec.dim.max for spec in plan.caches.values()]
@@ -167,7 +173,8 @@ def _room(plan: Plan) -> int:
 
 
 def _in_ratio(work: Work, lanes: Mapping[str, int], ratio: Sequence[float]) -> Work:
-    order = list(lanes) + sorted(set(work.per_lane) - set(lanes), key=lambda name: name == CPU)
+    order = [lane for lane in lanes if lane in work.per_lane]
+    order += sorted(set(work.per_lane) - set(order), key=lambda lane: (lane == CPU, lane))
     if len(ratio) != len(order):
         raise FlowError(
             f"a ratio of {len(ratio)} numbers, and the flow is on {len(order)} lanes: "

@@ -58,6 +58,15 @@ class Work:
         return tuple(tails)
 
     @cached_property
+    def reversed(self) -> Work:
+        """The same work from its end to its beginning: task n of N is task N - 1 - n there."""
+        last = len(self) - 1
+        after = (sorted(last - other for other in needed) for needed in reversed(self.after))
+        return Work(
+            self.methods[::-1], self.lanes[::-1], self.seconds[::-1], tuple(map(tuple, after))
+        )
+
+    @cached_property
     def per_lane(self) -> dict[str, float]:
         """Seconds of work on each lane, lanes in the order in which their first tasks come."""
         return _sums(zip(self.lanes, self.seconds, strict=True))

@@ -19,20 +19,21 @@ def test_the_flow_with_the_largest_pieces_is_compared_by_default(two_lanes: Path
     assert (found.flow, found.pieces, len(found.work)) == ("prefill", 3, 6)
     assert found.workers == {"npu": 1, "cpu": 1} and not found.timed
     assert [s.policy for s in found.schedules] == [
-        "serial", "in-order", "critical-path", "breadth-first", "greedy", "look-ahead",
+        "serial", "in-order", "critical-path", "breadth-first", "greedy",
+        "forward-backward", "look-ahead",
     ]  # fmt: skip
     # front 0-1, 1-2, 2-3 on one lane; back 1-2, 2-3, 3-4 on the other. In order, the same. The
     # published rule has `front` begin with the last piece, after which nothing else is ready.
     makespans = {s.policy: s.makespan for s in found.schedules}
     assert makespans == {
         "serial": 6, "in-order": 4, "critical-path": 4, "breadth-first": 4, "greedy": 6,
-        "look-ahead": 4,
+        "forward-backward": 4, "look-ahead": 4,
     }  # fmt: skip
     assert (found.bound, found.optimum, found.chosen) == (3, 4, "critical-path")
 
 
 def test_a_flow_on_one_lane(two_lanes: Path) -> None:
-    found = compare_schedules(two_lanes, "decode", lanes={"cpu": 2})
+    found = compare_schedules(two_lanes, "decode", lanes={"npu": 3, "cpu": 2})
     assert found.workers == {"cpu": 2} and found.pieces == 8
     # A reader is shown 4 rows, of which the later ones must still be zeros. So 4 rows are a chain
     # of f b f b f b f, at the end of which the first `back` of the next 4 goes before the last one

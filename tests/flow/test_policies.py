@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import pytest
+from attrs import evolve
+from hypothesis import given, settings
 
 from mmpack.multimethod.flow.policies import (
     POLICIES,
     BreadthFirst,
     CriticalPath,
+    ForwardBackward,
     Greedy,
     LookAhead,
     out_of_order,
     scarcest,
 )
-from mmpack.multimethod.flow.simulate import fill_and_drain_bound, simulate
+from mmpack.multimethod.flow.simulate import fill_and_drain_bound, lower_bound, simulate
 from mmpack.multimethod.flow.work import Work
 
-from .works import BOTH, decoder_work
+from .works import BOTH, decoder_work, works
 
 LAYERS, PIECES = 24, 8
 SHARES = (1 / 6, 1 / 3, 1 / 2)
@@ -109,6 +112,33 @@ def test_looking_ahead_finds_what_the_critical_path_misses() -> None:
     assert work.tails[:2] == (9, 8)
     assert (blind.makespan, seeing.makespan) == (12, 10)
     assert out_of_order(work, BOTH).makespan == 10
+
+
+@settings(max_examples=100, deadline=None)
+@given(work=works(most=12))
+def test_back_and_forth_is_never_worse_than_what_it_begins_with(work: Work) -> None:
+    begun = [simulate(work, BOTH, policy).makespan for policy in (CriticalPath(), BreadthFirst())]
+    assert simulate(work, BOTH, ForwardBackward()).makespan <= min(begun)
+
+
+def test_back_and_forth_evens_out_the_end_on_several_workers() -> None:
+    """A decoder on two workers of one lane: by the critical path all pieces come to the last layer
+    at once, where one method after another is left to a single worker."""
+    times: dict[str, float | list[float]] = {}
+    for i in range(LAYERS):
+        growing = [0.3 + 0.1 * piece for piece in range(PIECES)]
+        times |= {f"qkv.{i}": 1.0, f"attention.{i}": growing, f"mlp.{i}": 5.0}
+    work = evolve(decoder_work(LAYERS, PIECES, times), lanes=("cpu",) * 3 * LAYERS * PIECES)
+    bound = lower_bound(work, {"cpu": 2})
+    assert simulate(work, {"cpu": 2}, CriticalPath()).makespan > 1.01 * bound
+    assert simulate(work, {"cpu": 2}, ForwardBackward()).makespan < 1.006 * bound
+
+
+def test_work_reversed() -> None:
+    work = Work(tuple("abc"), ("x", "y", "y"), (1.0, 2.0, 3.0), ((), (0,), (0, 1)))
+    turned = work.reversed
+    assert turned == Work(tuple("cba"), ("y", "y", "x"), (3.0, 2.0, 1.0), ((), (0,), (0, 1)))
+    assert turned.reversed == work
 
 
 def test_of_equally_good_ones_the_first_is_taken() -> None:

@@ -67,7 +67,8 @@ def test_policies_are_compared_in_a_table(two_lanes: Path, tmp_path: Path) -> No
         ["policy", "makespan", "over", "bound", "npu", "idle", "cpu", "idle"],
         ["serial", "8.00", *ms, "33.3%", "75.0%", "25.0%"],
         *([name, "7.00", *ms, "16.7%", "71.4%", "14.3%"] for name in (
-            "in-order", "critical-path", "breadth-first", "greedy", "look-ahead")),
+            "in-order", "critical-path", "breadth-first", "greedy", "forward-backward",
+            "look-ahead")),
         ["optimum", "7.00", *ms, "16.7%"],
         ["lower", "bound", "6.00", *ms],
     ]  # fmt: skip
