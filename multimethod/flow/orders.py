@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from mmpack.multimethod.flow.dispatch import Order
-from mmpack.multimethod.flow.policies import out_of_order
+from mmpack.multimethod.flow.policies import out_of_order, ranks
 from mmpack.multimethod.flow.trace import Span, measured
 from mmpack.multimethod.flow.work import Times, Work
 
@@ -18,10 +18,7 @@ def make_order(work: Work, workers: Mapping[str, int], schedule: Pipelined) -> O
     follows it as far as real times let it."""
     if schedule == "in-order":
         return Order(tuple(range(len(work))), waits=True)
-    ranks = [0] * len(work)
-    for rank, task in enumerate(out_of_order(work, workers).order):
-        ranks[task] = rank
-    return Order(tuple(ranks), waits=False)
+    return Order(tuple(ranks(out_of_order(work, workers).order)), waits=False)
 
 
 class Orders:

@@ -122,18 +122,18 @@ class ForwardBackward:
             backward = simulate(work.reversed, workers, _Ranked(_latest_first(schedule)))
             schedule = simulate(work, workers, _Ranked(_latest_first(backward)))
             best = min(best, schedule, key=lambda schedule: schedule.makespan)
-        return _ranked([(start, task) for task, start in enumerate(best.starts)])
+        return _ranked(ranks(best.order))
 
 
 @frozen
 class _Ranked:
     """By given ranks."""
 
-    ranks: Sequence[tuple[float, int]]
+    by: Sequence[tuple[float, int]]
     name: str = field(default="ranked", init=False)
 
     def begin(self, work: Work, workers: Mapping[str, int]) -> Choose:
-        return _ranked(self.ranks)
+        return _ranked(self.by)
 
 
 @frozen
@@ -211,9 +211,17 @@ def out_of_order(work: Work, workers: Mapping[str, int]) -> Schedule:
     return min(tried, key=lambda schedule: schedule.makespan)
 
 
-def _ranked(ranks: Sequence[tuple[float, int]]) -> Choose:
+def ranks(order: Sequence[int]) -> list[int]:
+    """For each task its place in an order."""
+    places = [0] * len(order)
+    for place, task in enumerate(order):
+        places[task] = place
+    return places
+
+
+def _ranked(by: Sequence[int] | Sequence[tuple[float, int]]) -> Choose:
     def choose(state: State, lane: str, candidates: Sequence[int]) -> int:
-        return min(candidates, key=ranks.__getitem__)
+        return min(candidates, key=by.__getitem__)
 
     return choose
 

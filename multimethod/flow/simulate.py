@@ -36,7 +36,8 @@ class State:
         self.free = {lane: list(range(workers[lane])) for lane in work.per_lane}
         self.busy: set[str] = set()
         self.running: list[tuple[float, int]] = []
-        self.starts: list[float | None] = [None] * len(work)
+        self.begun: list[int] = []
+        self.starts = [0.0] * len(work)
         self.places = [0] * len(work)
         for task, count in enumerate(self.missing):
             if count == 0:
@@ -49,6 +50,7 @@ class State:
         made.ready = {lane: tasks.copy() for lane, tasks in self.ready.items()}
         made.free = {lane: places.copy() for lane, places in self.free.items()}
         made.busy, made.running = self.busy.copy(), self.running.copy()
+        made.begun = self.begun.copy()
         made.starts, made.places = self.starts.copy(), self.places.copy()
         return made
 
@@ -65,6 +67,7 @@ class State:
         self.busy.add(self.work.methods[task])
         self.places[task] = heapq.heappop(self.free[lane])
         self.starts[task] = self.time
+        self.begun.append(task)
         heapq.heappush(self.running, (self.time + self.work.seconds[task], task))
 
     def finish(self) -> None:
@@ -91,13 +94,14 @@ class State:
 
 @frozen
 class Schedule:
-    """When each task begins, and on which worker of its lane."""
+    """When each task begins, and on which worker of its lane. order: the tasks as they begin."""
 
     policy: str
     work: Work
     workers: Mapping[str, int]
     starts: tuple[float, ...]
     places: tuple[int, ...]
+    order: tuple[int, ...]
 
     @property
     def makespan(self) -> float:
@@ -109,11 +113,6 @@ class Schedule:
         room = self.makespan * self.workers[lane]
         return 1 - self.work.per_lane[lane] / room if room else 0.0
 
-    @property
-    def order(self) -> tuple[int, ...]:
-        """The tasks in the order in which they begin."""
-        return tuple(sorted(range(len(self.starts)), key=lambda task: (self.starts[task], task)))
-
 
 def simulate(work: Work, workers: Mapping[str, int], policy: Policy) -> Schedule:
     """The schedule that a policy makes of some work, if every task takes exactly its time."""
@@ -122,10 +121,11 @@ def simulate(work: Work, workers: Mapping[str, int], policy: Policy) -> Schedule
     while state.running:
         state.finish()
         state.fill(choose)
-    starts = tuple(start for start in state.starts if start is not None)
-    if len(starts) != len(work):
+    if len(state.begun) != len(work):
         raise RuntimeError(f"policy {policy.name!r} waits for ever")
-    return Schedule(policy.name, work, workers, starts, tuple(state.places))
+    return Schedule(
+        policy.name, work, workers, tuple(state.starts), tuple(state.places), tuple(state.begun)
+    )
 
 
 def lower_bound(work: Work, workers: Mapping[str, int]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from mmpack.multimethod.flow.policies import (
     POLICIES,
@@ -116,6 +116,9 @@ def test_looking_ahead_finds_what_the_critical_path_misses() -> None:
 
 @settings(max_examples=100, deadline=None)
 @given(work=works(most=12))
+@example(
+    Work(("a", "a", "b"), ("npu", "npu", "cpu"), (1.0, 0.0, 2.0), ((), (), (1,)))  # no time at all
+)
 def test_back_and_forth_is_never_worse_than_what_it_begins_with(work: Work) -> None:
     begun = [simulate(work, BOTH, policy).makespan for policy in (CriticalPath(), BreadthFirst())]
     assert simulate(work, BOTH, ForwardBackward()).makespan <= min(begun)
