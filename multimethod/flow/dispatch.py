@@ -63,15 +63,12 @@ def dispatch(
         for lane in work.per_lane
         for worker in range(workers[lane])
     ]
-    started = []
     try:
         for thread in threads:
             thread.start()
-            started.append(thread)
         shared.wait()
     finally:
-        shared.stop()
-        _join(started)
+        _end(shared, threads)
     if shared.failures:
         task = min(shared.failures)
         raise TaskFailed(task, shared.failures[task])
@@ -154,14 +151,17 @@ class _Shared:
             self.changed.notify_all()
 
 
-def _join(threads: list[threading.Thread]) -> None:
-    """Wait for all threads, whoever is impatient: a call that has begun cannot be ended."""
+def _end(shared: _Shared, threads: list[threading.Thread]) -> None:
+    """Have all threads end, whoever is impatient: a call that has begun cannot be ended."""
     interrupt: KeyboardInterrupt | None = None
-    for thread in threads:
-        while thread.is_alive():
-            try:
-                thread.join()
-            except KeyboardInterrupt as error:
-                interrupt = error
+    while True:
+        try:
+            shared.stop()
+            for thread in threads:
+                if thread.ident is not None:  # it was started
+                    thread.join()
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
     if interrupt is not None:
         raise interrupt

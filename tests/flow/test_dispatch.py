@@ -205,10 +205,12 @@ def test_a_second_interrupt_does_not_leave_a_thread_either(
         held.set()
         join(self)
 
+    work = decoder_work(1, 1, {})
+    shared = dispatching._Shared(work, by_number(work), lambda task: None)
     monkeypatch.setattr(threading.Thread, "join", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        dispatching._join([thread])
-    assert not thread.is_alive()
+        dispatching._end(shared, [thread])
+    assert not thread.is_alive() and shared.stopped
 
 
 def test_threads_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
