@@ -35,6 +35,9 @@ JOBS = click.option(
     show_default=True,
     help="Methods compiled at once, each in its own process.",
 )
+LANES = click.option(
+    "--lanes", metavar="NAME=N,…", help="Workers of lanes, as in npu=1,cpu=2. Default: 1 each."
+)
 
 
 class _Group(click.Group):
@@ -299,6 +302,89 @@ def generate(
 
 @main.command()
 @PROGRAM
+@click.argument("flow", required=False)
+@click.option("--pieces", type=click.IntRange(min=1), help="Pieces that the input is cut in. "
+              "Default: 8, or as many as there is room for.")  # fmt: skip
+@LANES
+@click.option(
+    "--times",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="JSON: what calls take, {method: seconds}, as `mmpack trace --times` writes it.",
+)
+@click.option("--ratio", metavar="N:M", help="Work of the lanes, in the order of --lanes or with "
+              "the CPU last, in place of times.")  # fmt: skip
+def schedule(
+    program: Path,
+    flow: str | None,
+    pieces: int | None,
+    lanes: str | None,
+    times: Path | None,
+    ratio: str | None,
+) -> None:
+    """Simulate FLOW of PROGRAM as a pipeline, under each policy.
+
+    Without FLOW, the one whose pieces have most rows; without times, all calls take as long.
+    """
+    from mmpack.multimethod.driver.pipeline import compare_schedules
+    from mmpack.multimethod.report.pipelines import (
+        comparison_choice,
+        comparison_table,
+        comparison_title,
+    )
+    from mmpack.multimethod.report.tables import terminal
+
+    if times is not None and ratio is not None:
+        raise click.UsageError("expected one of --times and --ratio")
+    found = compare_schedules(
+        program, flow, pieces=pieces, lanes=_lanes(lanes), times=times, ratio=_ratio(ratio)
+    )
+    click.echo(comparison_title(found))
+    terminal().print(comparison_table(found))
+    click.echo(comparison_choice(found))
+
+
+@main.command()
+@PROGRAM
+@click.argument("flow")
+@click.option("--rows", type=click.IntRange(min=1), required=True, help="Rows of random input.")
+@click.option("--schedule", type=click.Choice(["serial", "in-order", "out-of-order"]),
+              default="out-of-order", show_default=True, help="How calls are ordered.")  # fmt: skip
+@LANES
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write a trace for Perfetto or chrome://tracing (JSON).")  # fmt: skip
+@click.option("--gantt", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write a picture (SVG).")  # fmt: skip
+@click.option("--times", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write what the calls took (JSON), for `mmpack schedule`.")  # fmt: skip
+def trace(
+    program: Path,
+    flow: str,
+    rows: int,
+    schedule: Any,
+    lanes: str | None,
+    output: Path | None,
+    gantt: Path | None,
+    times: Path | None,
+) -> None:
+    """Run FLOW of PROGRAM on random input, and show what ran when.
+
+    It runs twice: the second run, with all methods loaded, is the one that is shown.
+    """
+    from mmpack.multimethod.driver.pipeline import trace_flow
+    from mmpack.multimethod.outputs import refuse_overwriting
+    from mmpack.multimethod.report.pipelines import traced_summary
+    from mmpack.multimethod.report.trace_files import write_traced
+
+    for path in (output, gantt, times):
+        if path is not None:
+            refuse_overwriting(path, [program])
+    traced = trace_flow(program, flow, rows, schedule=schedule, lanes=_lanes(lanes))
+    write_traced(traced, output, gantt, times)
+    click.echo(traced_summary(traced))
+
+
+@main.command()
+@PROGRAM
 @SPEC
 def verify(program: Path, spec: Path) -> None:
     """Compare every method and flow of PROGRAM with SPEC's model in eager PyTorch."""
@@ -434,6 +520,24 @@ def _bytes(text: str) -> int:
     if found is None:
         raise click.BadParameter(f"{text!r}: expected a size like 500M, 2G or 4096")
     return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
+
+
+def _lanes(text: str | None) -> dict[str, int]:
+    counts = _pairs(text.split(","), "NAME=N,…") if text is not None else {}
+    for name, count in counts.items():
+        if not (count.isascii() and count.isdecimal()):
+            raise click.BadParameter(f"'{name}={count}': {count!r} is not a whole number")
+    return {name: int(count) for name, count in counts.items()}
+
+
+def _ratio(text: str | None) -> list[float] | None:
+    try:
+        parts = [float(part) for part in text.split(":")] if text is not None else None
+    except ValueError:
+        parts = [0.0]
+    if parts is not None and not all(0 < part < float("inf") for part in parts):
+        raise click.BadParameter(f"{text!r}: expected numbers above 0, as in 2:1")
+    return parts
 
 
 def _numbers(text: str) -> list[int]:

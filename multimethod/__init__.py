@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         TargetError,
         VerifyError,
     )
-    from mmpack.multimethod.flow.execute import Context, Flow
+    from mmpack.multimethod.flow.context import Context
+    from mmpack.multimethod.flow.execute import Flow
     from mmpack.multimethod.flow.program import Program, load
     from mmpack.multimethod.generate.generate import Generation, generate
     from mmpack.multimethod.generate.tokenizer import Tokenizer
@@ -64,7 +65,8 @@ _HOMES = {
         "TargetError",
         "VerifyError",
     ),
-    "flow.execute": ("Context", "Flow"),
+    "flow.context": ("Context",),
+    "flow.execute": ("Flow",),
     "flow.program": ("Program", "load"),
     "generate.generate": ("Generation", "generate"),
     "generate.tokenizer": ("Tokenizer",),

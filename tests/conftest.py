@@ -69,6 +69,20 @@ def toy(tmp_path_factory: pytest.TempPathFactory, build_cache: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def two_lanes(tmp_path_factory: pytest.TempPathFactory, build_cache: Path) -> Path:
+    """A program with flows on two lanes: `front.chunk` on `npu`, the other methods on `cpu`."""
+    from .compile.projects import HEAD, Project
+    from .flow.test_execute import MODEL, SPEC
+
+    head = HEAD.replace("targets: {", "targets: {near: {backend: portable, lane: npu}, ")
+    project = Project(tmp_path_factory.mktemp("two_lanes"), build_cache)
+    spec = SPEC.replace("target: plain", 'target: "{t}"', 1)
+    spec = spec.replace("{n: [chunk, one]}", "{n: [chunk, one], t: {cycle: [near, plain]}}", 1)
+    project.model(MODEL).spec(spec, head=head).build()
+    return project.output
+
+
 @pytest.fixture
 def toy_model() -> Any:
     """What `toy` was made from, anew for every test since it has state: the eager oracle."""

@@ -37,6 +37,8 @@ COMMANDS = (
     "inspect",
     "link",
     "run",
+    "schedule",
+    "trace",
     "verify",
 )
 

@@ -124,6 +124,7 @@ def _flows(verified: Verified | None) -> dict[str, Any]:
 def _record(parts: Parts, name: str, verified: Verified | None) -> MethodRecord:
     unit, made = parts.units[name], parts.objects.by_name[name]
     checked = verified.methods[name] if verified is not None else None
+    lane = parts.spec_file.spec.targets[unit.spec.target].lane
     return MethodRecord(
         signature=parts.signatures[name],
         target=unit.spec.target,
@@ -143,6 +144,7 @@ def _record(parts: Parts, name: str, verified: Verified | None) -> MethodRecord:
             "ranges": {n: list(r) for n, r in unit.ranges.items()},
             **heads_record(parts.objects, parts.heads, name),
         },
+        lane=lane or BACKENDS[unit.backend].lane,
     )
 
 

@@ -1,1 +1,1 @@
-"""Methods that feed each other: planned, run piece by piece, and loaded as a whole program."""
+"""Methods that feed each other: planned, scheduled, run, and loaded as a whole program."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import cattrs
 from mmpack.multimethod.errors import CallError, FlowError, FormatError, nearest
 from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.plan import Kept, make_plan
+from mmpack.multimethod.link import MethodRecord
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.runtime import Methods
 from mmpack.multimethod.spec.records import FlowSpec
+from mmpack.multimethod.targets import BACKENDS
+from mmpack.multimethod.targets.base import CPU
 
 
 class Program(Methods):
@@ -27,8 +31,18 @@ class Program(Methods):
         flows = {}
         for name, plain in declared.items():
             flow = _flow(plain, f"{self.path}: manifest: flow {name!r}")
-            flows[name] = Flow(make_plan(name, flow, signatures, self._kept()), self)
+            plan = make_plan(name, flow, signatures, self._kept())
+            flows[name] = Flow(plan, self, self.lanes)
         return flows
+
+    @cached_property
+    def lanes(self) -> dict[str, str]:
+        """The processor that each method occupies while it runs: as the manifest says, else as its
+        backend, or the delegates in it, tell."""
+        records = self.manifest.methods if self.manifest is not None else {}
+        return {
+            name: _lane(records.get(name), facts.backends) for name, facts in self._facts.items()
+        }
 
     def _kept(self) -> Kept:
         buffers: dict[str, tuple[str, ...]] = {}
@@ -49,6 +63,15 @@ class Program(Methods):
                 f"`load({str(self.path)!r}).flow({name!r}).run(...)` runs it"
             )
         return super()._unknown(name)
+
+
+def _lane(record: MethodRecord | None, delegates: Collection[str]) -> str:
+    if record is not None and record.lane:
+        return record.lane
+    if record is not None and record.backend in BACKENDS:
+        return BACKENDS[record.backend].lane
+    special = (b.lane for b in BACKENDS.values() if b.delegate in delegates and b.lane != CPU)
+    return next(special, CPU)
 
 
 def _flow(plain: object, where: str) -> FlowSpec:

@@ -7,7 +7,8 @@ from attrs import frozen
 from torch import Tensor
 
 from mmpack.multimethod.errors import FlowError
-from mmpack.multimethod.flow.execute import Context, Flow
+from mmpack.multimethod.flow.context import Context
+from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.program import Program
 
 TOKENS, LOGITS = "tokens", "logits"

@@ -9,7 +9,8 @@ from attrs import define
 from torch import Tensor
 
 from mmpack.multimethod.errors import CallError, counted
-from mmpack.multimethod.flow.execute import Context, Flow
+from mmpack.multimethod.flow.context import Context
+from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.generate.decoder import Decoder, find_decoder
 from mmpack.multimethod.generate.sample import Sampler

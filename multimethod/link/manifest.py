@@ -33,7 +33,8 @@ Constant = int | float | bool | str
 class MethodRecord:
     """One method.
 
-    target: the target's name in the spec; backend, options: what it stands for.
+    target: the target's name in the spec; backend, options: what it stands for; lane: the processor
+    that runs it.
     operators, delegated: operators in all, and how many of them a delegate runs; left: names and
     numbers of those that none does.
     size: bytes of delegate data and weights that the method reaches, shared ones included.
@@ -61,6 +62,7 @@ class MethodRecord:
     least_sqnr: float | None = None
     scales: tuple[EndScales, ...] = ()
     extra: dict[str, Any] = field(factory=dict)
+    lane: str = ""
 
 
 @frozen

@@ -51,10 +51,14 @@ class InputSpec:
 @frozen
 class TargetSpec:
     """A backend by name and its options, which the backend's own record checks
-    (`mmpack.multimethod.targets`). In YAML the options stand beside `backend`."""
+    (`mmpack.multimethod.targets`). In YAML the options stand beside `backend`.
+
+    lane: the processor that its methods occupy while they run; none given: the backend's own.
+    """
 
     backend: str
     options: dict[str, Any] = field(factory=dict)
+    lane: str | None = None
 
 
 class Cycle(tuple[int | str, ...]):

@@ -8,6 +8,7 @@ own.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from mmpack.multimethod.spec.structure import structure
 
 VERSION = 1
 """The version of the spec's own format: what `mmpack:` at its top says."""
+
+_LANE = re.compile(r"[\w.-]+")
 
 
 def check(
@@ -137,6 +140,9 @@ def _wrong_dim(dim: Dim) -> Iterator[tuple[str, str]]:
 
 def _targets(draft: Draft, backends: Mapping[str, Any], options: dict[str, Any]) -> Findings:
     for name, target in draft.spec.targets.items():
+        if target.lane is not None and not _LANE.fullmatch(target.lane):
+            message = f"expected a name like npu, got {target.lane!r}"
+            yield Finding(("targets", name, "lane"), message)
         if target.backend not in backends:
             message = unknown("backend", target.backend, backends)
             yield Finding(("targets", name, "backend"), message)

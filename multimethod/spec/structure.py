@@ -197,8 +197,9 @@ def _lengthen(cls: type, value: Any) -> Any:
     if cls is StepSpec and isinstance(value, str):
         return {"run": value}
     if cls is TargetSpec and isinstance(value, Mapping):
-        options = {key: entry for key, entry in value.items() if key != "backend"}
-        return {**{k: v for k, v in value.items() if k == "backend"}, "options": options}
+        own = ("backend", "lane")
+        options = {key: entry for key, entry in value.items() if key not in own}
+        return {**{k: v for k, v in value.items() if k in own}, "options": options}
     return value
 
 
@@ -272,7 +273,12 @@ for _predicate, _hook in (
 _converter.register_structure_hook_factory(attrs.has, _record_hook)
 _converter.register_unstructure_hook_factory(attrs.has, _plain_hook)
 _converter.register_unstructure_hook(
-    TargetSpec, lambda target: {"backend": target.backend, **target.options}
+    TargetSpec,
+    lambda target: {
+        "backend": target.backend,
+        **({} if target.lane is None else {"lane": target.lane}),
+        **target.options,
+    },
 )
 _converter.register_unstructure_hook(
     Dim,

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 
+CPU = "cpu"
+"""The lane of what runs on the CPU, and of what is not known to run elsewhere."""
+
+
 @frozen
 class Availability:
     """Whether a backend can build and run on this machine. `remedy` is the command that would
@@ -56,6 +60,8 @@ class Backend(ABC):
 
     name: ClassVar[str]
     Options: ClassVar[type]
+    lane: ClassVar[str] = CPU
+    """The processor that runs it, unless a target says another."""
     delegate: ClassVar[str | None] = None
     """What ExecuTorch calls its delegate; None for one that delegates nothing."""
     external: ClassVar[bool] = False

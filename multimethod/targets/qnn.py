@@ -80,6 +80,7 @@ class Options:
 class Qnn(Backend):
     name = "qnn"
     Options = Options
+    lane = "npu"
     delegate = "QnnBackend"
     external = True
     room = ROOM

@@ -154,6 +154,13 @@ def test_the_same_project_has_the_same_fingerprints_in_every_process(made: Any) 
     assert prints(made) == here
 
 
+def test_a_lane_is_no_part_of_what_is_compiled(made: Any) -> None:
+    before = prints(made)
+    text = made.path.read_text()
+    made.file("spec.yaml", text.replace("{backend: xnnpack}", "{backend: xnnpack, lane: npu}"))
+    assert "lane: npu" in made.path.read_text() and prints(made) == before
+
+
 def test_a_moved_project_has_the_same_fingerprints(made: Any, tmp_path: Any) -> None:
     from .projects import Project
 

@@ -111,6 +111,17 @@ def test_a_handful_of_sums(program: Program, float16: Program) -> None:
         assert ours[:-1] == right and ours == eager
 
 
+def test_as_a_pipeline_it_gives_what_it_gives_serially(program: Program) -> None:
+    flow = program.flow("block")
+    assert {flow.lanes[name] for name in ("qkv_proj", "output_mlp")} == {"npu"}
+    assert {flow.lanes[name] for name in ("rotary", "attention")} == {"cpu"}
+    hidden = torch.randn(1, 100, 96, generator=torch.Generator().manual_seed(0))
+    expected = flow.run(hidden).hidden
+    for schedule in ("in-order", "out-of-order"):
+        got = flow.run(hidden, schedule=schedule).hidden  # type: ignore[arg-type]
+        assert torch.equal(got, expected)
+
+
 @pytest.mark.slow
 def test_the_adder_still_adds(program: Program, record_property: Callable[..., None]) -> None:
     right = sum(ours[:-1] == answer for answer, ours, _ in answers(program, 300))

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mmpack.multimethod.errors import CallError, FlowError
-from mmpack.multimethod.flow.execute import Context
+from mmpack.multimethod.flow.context import Context
 from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.link import link
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmpack.multimethod.errors import CallError, FlowError, VerifyError
-from mmpack.multimethod.flow.execute import Context
+from mmpack.multimethod.flow.context import Context
 from mmpack.multimethod.flow.program import Program, load
 
 CHUNK, ROWS = 4, 13
@@ -109,6 +109,20 @@ def test_a_context_goes_on_in_either_flow(program: Program, made: tuple[Path, An
         got.append(run(program, name, x[begin:end], context))
     got.append(run(program, "prefill", x[11:], context))  # its piece ends behind the last row
     torch.testing.assert_close(torch.cat(got), made[1](x))
+
+
+@pytest.mark.parametrize("schedule", ["in-order", "out-of-order"])
+def test_a_pipeline_keeps_the_rows_that_a_serial_run_keeps(program: Program, schedule: Any) -> None:
+    x, flow = rows(ROWS), program.flow("prefill")
+    for length in (1, CHUNK, ROWS):
+        expected = flow.run(x[:length]).y
+        assert torch.equal(flow.run(x[:length], schedule=schedule).y, expected)
+    serial, pipelined = Context(), Context()
+    expected = [flow.run(part, context=serial).y for part in (x[:6], x[6:12])]
+    expected.append(run(program, "decode", x[12:], serial))
+    got = [flow.run(part, context=pipelined, schedule=schedule).y for part in (x[:6], x[6:12])]
+    got.append(run(program, "decode", x[12:], pipelined))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
 def test_what_the_padding_has_is_not_kept(program: Program, made: tuple[Path, Any]) -> None:

@@ -36,6 +36,12 @@ def test_short_forms(base: str, load: Load) -> None:
     assert file.folder == Path()
 
 
+def test_a_lane_stands_beside_the_options_and_is_none_of_them(base: str, load: Load) -> None:
+    file = load(base.replace("soc: a1", "soc: a1, lane: dsp-1"))
+    assert file.spec.targets["acc"] == TargetSpec("npu", {"soc": "a1"}, "dsp-1")
+    assert file.spec.targets["ref"].lane is None
+
+
 def test_expanded_methods(base: str, load: Load) -> None:
     file = load(base)
     assert [m.module for m in file.methods.values()] == [

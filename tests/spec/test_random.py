@@ -123,7 +123,8 @@ def specs(draw: st.DrawFn) -> Spec:
     return Spec(
         mmpack=1,
         model=ModelSpec("model.py:make", draw(st.dictionaries(names, plain, max_size=3))),
-        targets={name: TargetSpec("cpu") for name in targets} | {"npu": TargetSpec(
+        targets={name: TargetSpec("cpu", lane=draw(st.none() | st.just("big"))) for name in targets}
+        | {"npu": TargetSpec(
             "npu", {"soc": "a1", "fast": draw(st.booleans()), "threads": draw(st.integers(1, 9))})},
         methods={"start": start, **made},
         dims={"piece": Dim("piece", 8, 8)} | {name: draw(dims(name)) for name in known},

@@ -53,6 +53,14 @@ def test_the_cpu_backends_build_and_run_wherever_executorch_is(name: str) -> Non
     assert backend.refuses(options, method, inputs, dims) is None
 
 
+def test_each_has_a_lane() -> None:
+    assert {name: backend.lane for name, backend in BACKENDS.items()} == {
+        "portable": "cpu",
+        "qnn": "npu",
+        "xnnpack": "cpu",
+    }
+
+
 def test_xnnpack_says_so_where_the_runtime_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
     from executorch.runtime import Runtime
 

@@ -1,0 +1,56 @@
+"""In which order a flow's pipelined runs begin their tasks: planned before, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from mmpack.multimethod.flow.dispatch import Order
+from mmpack.multimethod.flow.policies import out_of_order, ranks
+from mmpack.multimethod.flow.trace import Span, measured
+from mmpack.multimethod.flow.work import Times, Work
+
+Pipelined = Literal["in-order", "out-of-order"]
+
+
+def make_order(work: Work, workers: Mapping[str, int], schedule: Pipelined) -> Order:
+    """The order of a schedule. Out of order, it is that of the shortest simulated one; a run
+    follows it as far as real times let it."""
+    if schedule == "in-order":
+        return Order(tuple(range(len(work))), waits=True)
+    return Order(tuple(ranks(out_of_order(work, workers).order)), waits=False)
+
+
+class Orders:
+    """The orders of one flow, by how many tasks and workers there are.
+
+    times: what they are planned by. Unless somebody set them, what a run took that had more pieces
+    than all before it.
+    """
+
+    def __init__(self) -> None:
+        self._times: Times = {}
+        self._pieces = 0
+        self._made: dict[tuple[object, ...], Order] = {}
+
+    @property
+    def times(self) -> Times:
+        return self._times
+
+    @times.setter
+    def times(self, times: Times) -> None:
+        self._times, self._pieces = times, -1
+        self._made.clear()
+
+    def order(self, work: Work, workers: Mapping[str, int], schedule: Pipelined) -> Order:
+        key = schedule, len(work), *sorted(workers.items())
+        if key not in self._made:
+            self._made[key] = make_order(work, workers, schedule)
+        return self._made[key]
+
+    def note(self, spans: Sequence[Span]) -> None:
+        """Learn from a whole run."""
+        pieces = 1 + max(span.piece.number for span in spans)
+        if 0 <= self._pieces < pieces:
+            self.times = measured(spans)
+            self._pieces = pieces
