@@ -25,7 +25,7 @@ from mmpack.multimethod.flow.inputs import bound, length_of, wrong
 from mmpack.multimethod.flow.orders import Orders, Pipelined
 from mmpack.multimethod.flow.parallel import PipelinedRun
 from mmpack.multimethod.flow.plan import Plan, Step
-from mmpack.multimethod.flow.tasks import Piece, Tasks, make_pieces, make_tasks
+from mmpack.multimethod.flow.tasks import Piece, Tasks, lasting, make_pieces, make_tasks
 from mmpack.multimethod.flow.trace import Span
 from mmpack.multimethod.flow.work import Times, make_work, settled_workers
 from mmpack.multimethod.runtime import Method
@@ -33,6 +33,7 @@ from mmpack.multimethod.spec.flow_walk import POSITIONS
 from mmpack.multimethod.targets.base import CPU
 
 Scheduled = Literal["serial", "in-order", "out-of-order"]
+Given = Literal["all", "last", "none"]
 
 
 class Callables(Protocol):
@@ -59,6 +60,7 @@ class Flow:
         self.lanes = {step.method: CPU for step in plan.steps} | dict(lanes or {})
         self._methods = methods
         self._orders = Orders()
+        self._lasting = lasting(plan)
         self._result = namedtuple(f"{plan.name}_outputs", list(plan.joins))  # type: ignore[misc]
 
     @property
@@ -77,6 +79,7 @@ class Flow:
         context: Context | None = None,
         schedule: Scheduled = "serial",
         lanes: Mapping[str, int] | None = None,
+        give: Given = "all",
         trace: list[Span] | None = None,
         **kwargs: Tensor,
     ) -> Any:
@@ -92,6 +95,8 @@ class Flow:
         has as many worker threads as `lanes` says, or one, and runs its calls "in-order" or
         "out-of-order", whatever keeps the lanes busy. The outputs are the same to the bit. If a
         call fails in a pipeline the others that run come to their end, and a FlowError names it.
+        give: outputs of "all" rows; of those of the "last" piece, or of "none" (None is returned):
+        then steps of the other pieces that only serve their outputs are not run.
         trace: gets a Span for each call.
         """
         context = context if context is not None else Context()
@@ -100,15 +105,20 @@ class Flow:
         require_own(self.plan, context, self._last_calls())
         require_room(self.plan, context, length)
         workers = self._workers(schedule, lanes)
+        if give not in get_args(Given):
+            raise wrong(self.plan, f"give={give!r}: expected one of {', '.join(get_args(Given))}")
         begin = context.position
         pieces = make_pieces(self.plan, begin, length)
+        given = {"all": pieces, "last": pieces[-1:], "none": ()}[give]
         spans: list[Span] = []
         outputs: Mapping[str, list[Tensor]]
         try:
             if schedule == "serial":
-                outputs = self._serial(inputs, pieces, context.caches, spans)
+                outputs = self._serial(inputs, pieces, context.caches, spans, given)
             else:
-                outputs = self._pipelined(inputs, pieces, context.caches, spans, schedule, workers)
+                outputs = self._pipelined(
+                    inputs, pieces, context.caches, spans, given, schedule, workers
+                )
             context.position = begin + length
         except BaseException:
             rewind(self.plan, context, begin)
@@ -117,6 +127,8 @@ class Flow:
             context.state = self._last_calls()
             if trace is not None:
                 trace += spans
+        if give == "none":
+            return None
         return self._result(
             *(torch.cat(outputs[name], dim=axis) for name, axis in self.plan.joins.items())
         )
@@ -127,6 +139,7 @@ class Flow:
         pieces: Sequence[Piece],
         caches: dict[str, Tensor],
         spans: list[Span],
+        given: Sequence[Piece],
     ) -> dict[str, list[Tensor]]:
         """Each piece through all steps, one after another."""
         outputs: dict[str, list[Tensor]] = {name: [] for name in self.plan.joins}
@@ -138,11 +151,13 @@ class Flow:
             }
             values[POSITIONS] = positions(piece.first, piece.rows, self.plan.size)
             for number, step in enumerate(self.plan.steps):
+                if piece not in given and number not in self._lasting:
+                    continue
                 began = perf_counter()
                 self._step(step, values, piece, caches)
                 lane = self.lanes[step.method]
                 spans.append(Span(step.method, number, piece, lane, 0, began, perf_counter()))
-            for name, axis in self.plan.joins.items():
+            for name, axis in self.plan.joins.items() if piece in given else ():
                 outputs[name].append(values[name].narrow(axis, 0, piece.rows))
         return outputs
 
@@ -170,6 +185,7 @@ class Flow:
         pieces: Sequence[Piece],
         caches: dict[str, Tensor],
         spans: list[Span],
+        given: Sequence[Piece],
         schedule: Pipelined,
         workers: Mapping[str, int],
     ) -> dict[str, list[Tensor]]:
@@ -180,7 +196,7 @@ class Flow:
                 method.prepare()  # here: loading one with state writes to memory of others
         tasks = make_tasks(self.plan, pieces)
         work = make_work(tasks, self.lanes, self.times)
-        run = PipelinedRun(tasks, methods, inputs, caches)
+        run = PipelinedRun(tasks, methods, inputs, caches, given)
         try:
             ran = dispatch(work, workers, self._orders.order(work, workers, schedule), run.perform)
         except TaskFailed as failed:
@@ -188,6 +204,8 @@ class Flow:
                 raise failed.error  # noqa: B904 (it is what it was)
             raise self._failure(tasks, failed) from failed.error
         for one in ran:
+            if run.idle(one.task):
+                continue
             step, piece = tasks.at(one.task)
             name, lane = tasks.method(one.task), work.lanes[one.task]
             spans.append(Span(name, step, piece, lane, one.worker, one.begin, one.end))

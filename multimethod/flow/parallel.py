@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmpack.multimethod.flow.caches import append, cut_piece, positions, storage, visible
-from mmpack.multimethod.flow.tasks import Piece, Source, Tasks
+from mmpack.multimethod.flow.tasks import Piece, Source, Tasks, lasting
 
 
 class PipelinedRun:
-    """The values of one run. `perform` runs a task, in any thread."""
+    """The values of one run. `perform` runs a task, in any thread. given: the pieces whose outputs
+    are wanted; of the others only those steps are run which later pieces depend on."""
 
     def __init__(
         self,
@@ -26,8 +27,11 @@ class PipelinedRun:
         methods: Mapping[str, Callable[..., Any]],
         inputs: Mapping[str, Tensor],
         caches: dict[str, Tensor],
+        given: Collection[Piece],
     ) -> None:
         self.tasks = tasks
+        self._given = frozenset(piece.number for piece in given)
+        self._lasting = lasting(tasks.plan)
         self._outputs: dict[str, dict[int, Tensor]] = {name: {} for name in tasks.outputs}
         self._methods = methods
         self._inputs = inputs
@@ -41,16 +45,26 @@ class PipelinedRun:
 
     @property
     def outputs(self) -> dict[str, list[Tensor]]:
-        """For each output of the flow its pieces, once all tasks are over."""
+        """For each output of the flow those of its pieces that are wanted, once all is over."""
         return {
-            name: [pieces[piece.number] for piece in self.tasks.pieces]
+            name: [pieces[number] for number in sorted(self._given)]
             for name, pieces in self._outputs.items()
         }
 
+    def idle(self, task: int) -> bool:
+        """Whether a task only serves outputs that nobody wants."""
+        number, piece = self.tasks.at(task)
+        return piece.number not in self._given and number not in self._lasting
+
     def perform(self, task: int) -> None:
-        inference, grad = self._modes
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-            self._perform(*self.tasks.at(task))
+        number, piece = self.tasks.at(task)
+        if not self.idle(task):
+            inference, grad = self._modes
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+                self._perform(number, piece)
+        with self._lock:
+            for _, source in self.tasks.inputs[number]:
+                self._release(piece.number, source)
 
     def _perform(self, number: int, piece: Piece) -> None:
         plan, sources = self.tasks.plan, self.tasks.inputs[number]
@@ -70,8 +84,6 @@ class PipelinedRun:
                 value = piece.number, Source("value", output, number)
                 if value in self._left:
                     self._values[value] = getattr(result, output)
-            for _, source in sources:
-                self._release(piece.number, source)
 
     def _input(self, source: Source, piece: Piece) -> Tensor:
         plan = self.tasks.plan
@@ -89,4 +101,4 @@ class PipelinedRun:
         if source.kind == "value":
             self._left[piece, source] -= 1
             if self._left[piece, source] == 0:
-                del self._values[piece, source]
+                self._values.pop((piece, source), None)  # what is idle has given none

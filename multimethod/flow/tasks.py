@@ -110,6 +110,17 @@ def make_tasks(plan: Plan, pieces: Sequence[Piece]) -> Tasks:
     return Tasks(plan, tuple(pieces), inputs, outputs, tuple(tuple(sorted(b)) for b in before))
 
 
+def lasting(plan: Plan) -> frozenset[int]:
+    """The steps of a piece that later pieces depend on, by what they append or write to state, and
+    those that give these something. The others only serve the outputs of the piece itself."""
+    inputs, _ = _wires(plan)
+    steps = {n for n, step in enumerate(plan.steps) if step.appends or _buffers(plan, step)}
+    for number in reversed(range(len(plan.steps))):
+        if number in steps:
+            steps |= {source.step for _, source in inputs[number] if source.kind == "value"}
+    return frozenset(steps)
+
+
 def shown(spec: CacheSpec, length: int) -> int:
     """How many rows of a cache a reader gets where there are `length`: as many as its dim admits.
     The rest are zero."""

@@ -33,14 +33,22 @@ class Decoder:
                 program[step.method].prepare()
 
     def feed(self, flow: Flow, tokens: list[int], context: Context) -> Tensor:
-        """Run one piece of a flow: the logits [vocabulary] of what comes after its last token."""
-        cut = flow.plan.cuts[TOKENS]
-        shape = [1] * len(cut.value.shape or ())
-        shape[cut.axis] = len(tokens)
-        given = torch.tensor(tokens, dtype=getattr(torch, cut.value.dtype)).reshape(shape)
-        logits = getattr(flow.run(given, context=context), LOGITS)
+        """Run a flow: the logits [vocabulary] of what comes after the last token."""
+        logits = getattr(flow.run(_tokens(flow, tokens), context=context, give="last"), LOGITS)
         last: Tensor = logits.select(flow.plan.joins[LOGITS], -1).flatten()
         return last
+
+    def skip(self, flow: Flow, tokens: list[int], context: Context) -> None:
+        """Run a flow on tokens that others follow: nobody wants their logits."""
+        flow.run(_tokens(flow, tokens), context=context, give="none")
+
+
+def _tokens(flow: Flow, tokens: list[int]) -> Tensor:
+    """As the flow wants them."""
+    cut = flow.plan.cuts[TOKENS]
+    shape = [1] * len(cut.value.shape or ())
+    shape[cut.axis] = len(tokens)
+    return torch.tensor(tokens, dtype=getattr(torch, cut.value.dtype)).reshape(shape)
 
 
 def find_decoder(program: Program) -> Decoder:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mmpack.multimethod.errors import CallError, counted
 from mmpack.multimethod.flow.context import Context
-from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.generate.decoder import Decoder, find_decoder
 from mmpack.multimethod.generate.sample import Sampler
@@ -64,9 +63,13 @@ class Generation(Iterator[int]):
         size = decoder.read.plan.size
         for start in range(0, len(self._prompt), size):
             piece = self._prompt[start : start + size]
-            logits, seconds = self._feed(decoder.read, piece)
+            began = time.perf_counter()
+            if start + size < len(self._prompt):
+                decoder.skip(decoder.read, piece, self._context)
+            else:
+                logits = decoder.feed(decoder.read, piece, self._context)
             statistics.prefill_tokens += len(piece)
-            statistics.prefill_seconds += seconds
+            statistics.prefill_seconds += time.perf_counter() - began
         made = 0
         while True:
             token = self._sampler(logits)
@@ -75,14 +78,10 @@ class Generation(Iterator[int]):
             yield token
             if statistics.ended:
                 return
-            logits, seconds = self._feed(decoder.decode, [token])
+            began = time.perf_counter()
+            logits = decoder.feed(decoder.decode, [token], self._context)
             statistics.decode_tokens += 1
-            statistics.decode_seconds += seconds
-
-    def _feed(self, flow: Flow, tokens: list[int]) -> tuple[Tensor, float]:
-        began = time.perf_counter()
-        logits = self._decoder.feed(flow, tokens, self._context)
-        return logits, time.perf_counter() - began
+            statistics.decode_seconds += time.perf_counter() - began
 
     def _end(self, token: int, made: int) -> str:
         """Why this token is the last, or ""."""

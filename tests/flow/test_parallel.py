@@ -32,9 +32,8 @@ PIPELINES = ("in-order", "out-of-order")
 
 @pytest.fixture(autouse=True)
 def no_thread_is_left_behind() -> Iterator[None]:
-    before = threading.active_count()
     yield
-    assert threading.active_count() == before
+    assert not [t for t in threading.enumerate() if t.name.startswith("mmpack ")]
 
 
 class Fakes:
@@ -136,6 +135,31 @@ def test_random_runs_are_the_serial_one_to_the_bit(seed: int) -> None:
     assert other.position == context.position
     assert all(torch.equal(other.caches[name], context.caches[name]) for name in plan.caches)
     assert others.calls == methods.calls
+
+
+@pytest.mark.parametrize("schedule", ["serial", *PIPELINES])
+@pytest.mark.parametrize("seed", range(10))
+def test_outputs_that_nobody_wants_are_not_made(schedule: Any, seed: int) -> None:
+    """And what goes on from there is what it would be."""
+    plan = any_plan(random.Random(seed))
+    fed, after = rows(3 * 4 + 2, seed), rows(5, seed + 1)
+    methods, context = Fakes(plan), Context()
+    whole = Flow(plan, methods, lanes(plan)).run(fed, context=context).x
+    end = Flow(plan, methods, lanes(plan)).run(after, context=context).x
+    last = max(int(s.method[4:]) for s in plan.steps if s.method.startswith("mlp"))
+    for give, made in (("last", whole[-2:]), ("none", None)):
+        others, other, trace = Fakes(plan), Context(), list[Span]()
+        flow = Flow(plan, others, lanes(plan))
+        options: Any = {"schedule": schedule, "give": give}
+        got = flow.run(fed, context=other, trace=trace, **options)
+        assert got is made is None or torch.equal(got.x, made)
+        reached = {user for users in plan.state.values() for user in users}
+        ends = f"mlp.{last}"
+        calls = 4 if ends in reached else (give == "last")
+        assert others.calls.get(ends, 0) == calls and others.calls[f"qkv.{last}"] == 4
+        assert sum(span.method == ends for span in trace) == calls
+        assert torch.equal(flow.run(after, context=other, schedule=schedule).x, end)
+        assert others.state == methods.state
 
 
 def test_a_reader_that_is_shown_zeros_would_tell() -> None:
