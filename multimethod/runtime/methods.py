@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import keyword
-import sys
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -20,14 +20,14 @@ from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.link.files import file_extents
 from mmpack.multimethod.runtime.arguments import Arguments
-from mmpack.multimethod.runtime.chatter import STDERR
 from mmpack.multimethod.runtime.contexts import Contexts, read_contexts
+from mmpack.multimethod.runtime.engine import Run, loadable
 from mmpack.multimethod.runtime.facts import Facts, read_facts
-from mmpack.multimethod.runtime.failures import LISTENER, explained
+from mmpack.multimethod.runtime.failures import explained
 from mmpack.multimethod.runtime.files import Files
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.parts import Part, Tree, find, sized, tree
-from mmpack.multimethod.runtime.stock import Run, StockEngine, loadable
+from mmpack.multimethod.runtime.stock import StockEngine
 from mmpack.multimethod.signature import Signature
 
 _calls = itertools.count(1)
@@ -63,18 +63,10 @@ class Method:
         run = self._run or self.prepare()
         if self._keeps:
             self.last_call = next(_calls)
-        # No thread waits here for long: the runtime holds the GIL while a method runs.
-        with STDERR:
-            stderr, sys.stderr = sys.stderr, LISTENER
-            try:
-                return self._result(run(inputs))
-            except RuntimeError as error:
-                raise explained(error, self.signature, self.ranges, inputs) from error
-            finally:
-                if sys.stderr is LISTENER:
-                    sys.stderr = stderr
-                if LISTENER.tell():
-                    LISTENER.pass_on(stderr)
+        try:
+            return self._result(run(inputs))
+        except RuntimeError as error:
+            raise explained(error, self.signature, self.ranges, inputs) from error
 
     def admits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether it can be called so."""
@@ -120,7 +112,8 @@ class Methods:
         self._facts = facts
         self._contexts = contexts
         self._image = image
-        self._engine = StockEngine(image, contexts)
+        self._loading = threading.RLock()
+        self._engine = StockEngine(image, contexts, facts)
         self._methods = {
             name: Method(fact, lambda name=name: self._load(name))  # type: ignore[misc]
             for name, fact in facts.items()
@@ -191,7 +184,7 @@ class Methods:
         for method in self._methods.values():
             method.forget()
         self._engine.release()
-        self._engine = StockEngine(self._image, self._contexts)
+        self._engine = StockEngine(self._image, self._contexts, self._facts)
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._methods:
@@ -223,12 +216,13 @@ class Methods:
         # Loading a method writes the initial values of its state. So all methods that have state
         # are loaded before the first of them runs: later, it would undo what that one wrote. One
         # that this process cannot load at all is no danger.
-        run = self._engine.method(name, self._facts[name].backends, self._facts[name].operators)
-        if self._facts[name].stateful:
-            for other, facts in self._facts.items():
-                if facts.stateful and loadable(facts.backends, facts.operators):
-                    self._engine.method(other, facts.backends, facts.operators)
-        return run
+        with self._loading:
+            run = self._engine.method(name)
+            if self._facts[name].stateful:
+                for other, facts in self._facts.items():
+                    if facts.stateful and loadable(facts.backends, facts.operators):
+                        self._engine.method(other)
+            return run
 
     def _unknown(self, name: str) -> CallError:
         return CallError(f"{self.path}: no method {name!r}{nearest(name, self._methods)}")
