@@ -12,6 +12,7 @@ from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.plan import Kept, make_plan
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.runtime import Methods
+from mmpack.multimethod.runtime.engines import EngineName
 from mmpack.multimethod.spec.records import FlowSpec
 
 
@@ -65,7 +66,7 @@ def _flow(plain: object, where: str) -> FlowSpec:
     return flow
 
 
-def load(path: str | Path, *, mmap: bool = False) -> Program:
+def load(path: str | Path, *, mmap: bool = False, engine: EngineName = "auto") -> Program:
     """Load a `.pte` program: one that mmpack made, or any other.
 
         program = load("model.pte")
@@ -81,7 +82,14 @@ def load(path: str | Path, *, mmap: bool = False) -> Program:
     gone nobody may write into it or truncate it, which ends in a crash of the process or in wrong
     results. Replacing it by another file, as mmpack does, or deleting it is harmless.
 
+    engine: what runs the methods. "stock" is ExecuTorch's own Python runtime: one method at a time.
+    "native" runs different methods at the same time, each called by one thread at once, and costs
+    less per call; it is compiled at its first use, which takes some ten seconds and a C++ compiler
+    (`mmpack doctor --build-engine` does it ahead). "auto" is the native one where it can be had, or
+    else the stock one, with a line on stderr. Results and errors are the same.
+
     Raises FormatError if the file is no ExecuTorch program, is truncated or damaged;
-    ExecutionError if there is no room for the copy.
+    ExecutionError if there is no room for the copy; CallError if there is no such engine;
+    TargetError if it is "native" and cannot be built.
     """
-    return Program.load(path, mmap=mmap)
+    return Program.load(path, mmap=mmap, engine=engine)

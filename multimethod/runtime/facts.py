@@ -8,7 +8,8 @@ from attrs import frozen
 
 from mmpack.multimethod.link import Manifest, PteFile, foreign_signature
 from mmpack.multimethod.link.schema import ExecutionPlan, Tensor
-from mmpack.multimethod.link.state_find import STATE
+from mmpack.multimethod.link.spans import Spans
+from mmpack.multimethod.link.state_find import STATE, planned
 from mmpack.multimethod.link.state_tensors import state_tensors
 from mmpack.multimethod.signature import Signature
 
@@ -18,15 +19,16 @@ _CHANNELS_LAST = ((0, 2, 3, 1), (0, 2, 3, 4, 1))
 @frozen
 class Facts:
     """One method. backends: those that it has delegates for; operators: those that it calls, as in
-    "aten::add.out"; stateful: it uses memory that
-    outlives a call; keeps: it has state, there or elsewhere; channels_last: positions of inputs
-    whose memory is laid out that way, which the runtime takes for granted; ranges: input -> least
-    and largest integer it was tested with."""
+    "aten::add.out"; stateful: it uses memory that outlives a call; state: where, as (memory, first
+    byte, byte after the last); keeps: it has state, there or elsewhere; channels_last: positions
+    of inputs whose memory is laid out that way, which the runtime takes for granted; ranges: input
+    -> least and largest integer it was tested with."""
 
     signature: Signature
     backends: tuple[str, ...]
     operators: tuple[str, ...]
     stateful: bool
+    state: tuple[tuple[int, int, int], ...]
     keeps: bool
     channels_last: frozenset[int]
     ranges: Mapping[str, tuple[int, int]]
@@ -38,7 +40,8 @@ def read_facts(file: PteFile, manifest: Manifest | None) -> dict[str, Facts]:
     facts = {}
     for plan in file.plans:
         name = plan.name or ""
-        stateful = any((plan.non_const_buffer_sizes or ())[STATE:])
+        sizes = plan.non_const_buffer_sizes or ()
+        stateful = any(sizes[STATE:])
         record = manifest.methods.get(name) if manifest is not None else None
         facts[name] = Facts(
             signature=record.signature if record is not None else foreign_signature(file, name),
@@ -48,6 +51,11 @@ def read_facts(file: PteFile, manifest: Manifest | None) -> dict[str, Facts]:
                 for o in plan.operators or ()
             ),
             stateful=stateful,
+            state=tuple(
+                (memory, *ends)
+                for memory in range(STATE, len(sizes))
+                for ends in Spans(planned(plan, memory)).ends
+            ),
             keeps=stateful or bool(state_tensors(plan)),
             channels_last=_channels_last(plan),
             ranges=record.extra.get("ranges", {}) if record is not None else {},

@@ -21,13 +21,13 @@ from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.link.files import file_extents
 from mmpack.multimethod.runtime.arguments import Arguments
 from mmpack.multimethod.runtime.contexts import Contexts, read_contexts
-from mmpack.multimethod.runtime.engine import Run, loadable
+from mmpack.multimethod.runtime.engine import Engine, Run, loadable
+from mmpack.multimethod.runtime.engines import EngineName, choose
 from mmpack.multimethod.runtime.facts import Facts, read_facts
 from mmpack.multimethod.runtime.failures import explained
 from mmpack.multimethod.runtime.files import Files
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.parts import Part, Tree, find, sized, tree
-from mmpack.multimethod.runtime.stock import StockEngine
 from mmpack.multimethod.signature import Signature
 
 _calls = itertools.count(1)
@@ -105,6 +105,7 @@ class Methods:
         manifest: Manifest | None,
         contexts: Contexts,
         files: Files,
+        engine: type[Engine],
     ) -> None:
         self.path = image.source
         self.manifest = manifest
@@ -113,23 +114,31 @@ class Methods:
         self._contexts = contexts
         self._image = image
         self._loading = threading.RLock()
-        self._engine = StockEngine(image, contexts, facts)
+        self._engine = engine(image, contexts, facts)
         self._methods = {
             name: Method(fact, lambda name=name: self._load(name))  # type: ignore[misc]
             for name, fact in facts.items()
         }
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False, on_disk: bool = False) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        mmap: bool = False,
+        on_disk: bool = False,
+        engine: EngineName = "auto",
+    ) -> Self:
         """Load any ExecuTorch program; `flow.program.load` says all about it, `Image` what
         `on_disk` does."""
+        runs = choose(engine)
         image = Image(Path(path), mmap=mmap, on_disk=on_disk)
         with open_program(image.source, fd=image.fd) as file:
             manifest = read_manifest(file)
             facts = read_facts(file, manifest)
             contexts = read_contexts(file)
             files = Files(image, file_extents(file))
-        return cls(image, facts, manifest, contexts, files)
+        return cls(image, facts, manifest, contexts, files, runs)
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -184,7 +193,7 @@ class Methods:
         for method in self._methods.values():
             method.forget()
         self._engine.release()
-        self._engine = StockEngine(self._image, self._contexts, self._facts)
+        self._engine = type(self._engine)(self._image, self._contexts, self._facts)
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._methods:

@@ -75,11 +75,12 @@ def test_a_value_out_of_range_is_a_wrong_call(program: Program) -> None:
 
 
 def test_what_a_run_that_goes_well_prints_is_printed(
-    program: Program, capsys: pytest.CaptureFixture[str]
+    toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    program = load(toy, engine="stock")
     method = program["blend"]
     run = method.prepare()
-    execute = program._engine._methods["blend"].execute  # type: ignore[attr-defined]
+    execute = program._engine._methods["blend"].execute
 
     def talking(inputs: Any) -> list[Any]:
         print("a remark", file=sys.stderr)
