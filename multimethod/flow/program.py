@@ -66,7 +66,13 @@ def _flow(plain: object, where: str) -> FlowSpec:
     return flow
 
 
-def load(path: str | Path, *, mmap: bool = False, engine: EngineName = "auto") -> Program:
+def load(
+    path: str | Path,
+    *,
+    mmap: bool = False,
+    engine: EngineName = "auto",
+    threads: int | None = None,
+) -> Program:
     """Load a `.pte` program: one that mmpack made, or any other.
 
         program = load("model.pte")
@@ -88,8 +94,13 @@ def load(path: str | Path, *, mmap: bool = False, engine: EngineName = "auto") -
     (`mmpack doctor --build-engine` does it ahead). "auto" is the native one where it can be had, or
     else the stock one, with a line on stderr. Results and errors are the same.
 
+    threads: 1 runs a method in the thread that calls it, and in no other; as many methods then run
+    at once as threads call some. None gives every method all of ExecuTorch's pool, which one uses
+    at a time. For the native engine; the stock one always takes the pool.
+
     Raises FormatError if the file is no ExecuTorch program, is truncated or damaged;
-    ExecutionError if there is no room for the copy; CallError if there is no such engine;
+    ExecutionError if there is no room for the copy; CallError if there is no such engine,
+    or it does not run in so many threads;
     TargetError if it is "native" and cannot be built.
     """
-    return Program.load(path, mmap=mmap, engine=engine)
+    return Program.load(path, mmap=mmap, engine=engine, threads=threads)

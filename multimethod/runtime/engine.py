@@ -42,14 +42,22 @@ class Engine(ABC):
     """One loaded program. `method(name)` loads that method, if it is not, and returns the callable
     that runs it.
 
-    contexts: those of the program, see `contexts.py`. facts: of all its methods.
+    contexts: those of the program, see `contexts.py`. facts: of all its methods. threads: 1 if a
+    method is to run in the thread that calls it; None if in all of ExecuTorch's pool.
 
     Raises ExecutionError if ExecuTorch does not take the program or a method: most often because
     a backend that the method was lowered to is not in this process.
     """
 
-    def __init__(self, image: Image, contexts: Contexts, facts: Mapping[str, Facts]) -> None:
+    def __init__(
+        self,
+        image: Image,
+        contexts: Contexts,
+        facts: Mapping[str, Facts],
+        threads: int | None = None,
+    ) -> None:
         self._facts = facts
+        self.threads = threads
         with _registering:
             taken = [name for engine in list(_living) for name in engine._contexts.values()]
             own = renamed(image.path, contexts, taken)

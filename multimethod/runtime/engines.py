@@ -18,18 +18,23 @@ LOST = "methods run one at a time, with copies, in the stock engine"
 _told: set[str] = set()
 
 
-def choose(name: str) -> type[Engine]:
+def choose(name: str, threads: int | None = None) -> type[Engine]:
     """The engine of a name. "auto" is the native one, built now if it is not there, or else the
     stock one, with a line on stderr that says why.
 
-    Raises CallError if there is no such engine; TargetError if it is "native" and cannot be built.
+    Raises CallError if there is no such engine, or it cannot run methods in so many threads;
+    TargetError if it is "native" and cannot be built.
     """
+    if threads not in (None, 1):
+        raise CallError(f"threads={threads!r}: expected 1, or None for all of ExecuTorch's pool")
     if name not in get_args(EngineName):
         known = ", ".join(map(repr, get_args(EngineName)))
         hint = nearest(name, get_args(EngineName))
         hint = hint if "did you mean" in hint else ""
         raise CallError(f"engine={name!r}: expected one of {known}{hint}")
     if name == "stock":
+        if threads is not None:
+            raise CallError(f"threads={threads}: the stock engine always runs in all of the pool")
         return StockEngine
     if name == "native":
         _made()

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from mmpack.multimethod.link import Manifest, PteFile, foreign_signature
+from mmpack.multimethod.link.extents import delegate_extents
 from mmpack.multimethod.link.schema import ExecutionPlan, Tensor
 from mmpack.multimethod.link.spans import Spans
 from mmpack.multimethod.link.state_find import STATE, planned
 from mmpack.multimethod.link.state_tensors import state_tensors
+from mmpack.multimethod.link.xnnpack_blob import BACKEND
+from mmpack.multimethod.link.xnnpack_weights import packed_weights
 from mmpack.multimethod.signature import Signature
 
 _CHANNELS_LAST = ((0, 2, 3, 1), (0, 2, 3, 4, 1))
@@ -21,8 +24,9 @@ class Facts:
     """One method. backends: those that it has delegates for; operators: those that it calls, as in
     "aten::add.out"; stateful: it uses memory that outlives a call; state: where, as (memory, first
     byte, byte after the last); keeps: it has state, there or elsewhere; channels_last: positions
-    of inputs whose memory is laid out that way, which the runtime takes for granted; ranges: input
-    -> least and largest integer it was tested with."""
+    of inputs whose memory is laid out that way, which the runtime takes for granted; weights: those
+    that XNNPACK packs, see `packed_weights`; ranges: input -> least and largest integer it was
+    tested with."""
 
     signature: Signature
     backends: tuple[str, ...]
@@ -31,6 +35,7 @@ class Facts:
     state: tuple[tuple[int, int, int], ...]
     keeps: bool
     channels_last: frozenset[int]
+    weights: Mapping[str, frozenset[str]]
     ranges: Mapping[str, tuple[int, int]]
 
 
@@ -58,9 +63,19 @@ def read_facts(file: PteFile, manifest: Manifest | None) -> dict[str, Facts]:
             ),
             keeps=stateful or bool(state_tensors(plan)),
             channels_last=_channels_last(plan),
+            weights=_weights(file, plan),
             ranges=record.extra.get("ranges", {}) if record is not None else {},
         )
     return facts
+
+
+def _weights(file: PteFile, plan: ExecutionPlan) -> dict[str, frozenset[str]]:
+    found: dict[str, frozenset[str]] = {}
+    for delegate, extent in zip(plan.delegates or (), delegate_extents(file, plan), strict=True):
+        if delegate.id == BACKEND:
+            for key, uses in packed_weights(file, extent).items():
+                found[key] = found.get(key, frozenset()) | uses
+    return found
 
 
 def _channels_last(plan: ExecutionPlan) -> frozenset[int]:

@@ -106,6 +106,7 @@ class Methods:
         contexts: Contexts,
         files: Files,
         engine: type[Engine],
+        threads: int | None = None,
     ) -> None:
         self.path = image.source
         self.manifest = manifest
@@ -114,7 +115,7 @@ class Methods:
         self._contexts = contexts
         self._image = image
         self._loading = threading.RLock()
-        self._engine = engine(image, contexts, facts)
+        self._engine = engine(image, contexts, facts, threads)
         self._methods = {
             name: Method(fact, lambda name=name: self._load(name))  # type: ignore[misc]
             for name, fact in facts.items()
@@ -128,17 +129,18 @@ class Methods:
         mmap: bool = False,
         on_disk: bool = False,
         engine: EngineName = "auto",
+        threads: int | None = None,
     ) -> Self:
         """Load any ExecuTorch program; `flow.program.load` says all about it, `Image` what
         `on_disk` does."""
-        runs = choose(engine)
+        runs = choose(engine, threads)
         image = Image(Path(path), mmap=mmap, on_disk=on_disk)
         with open_program(image.source, fd=image.fd) as file:
             manifest = read_manifest(file)
             facts = read_facts(file, manifest)
             contexts = read_contexts(file)
             files = Files(image, file_extents(file))
-        return cls(image, facts, manifest, contexts, files, runs)
+        return cls(image, facts, manifest, contexts, files, runs, threads)
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -193,7 +195,9 @@ class Methods:
         for method in self._methods.values():
             method.forget()
         self._engine.release()
-        self._engine = type(self._engine)(self._image, self._contexts, self._facts)
+        self._engine = type(self._engine)(
+            self._image, self._contexts, self._facts, self._engine.threads
+        )
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._methods:

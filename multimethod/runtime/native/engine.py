@@ -2,13 +2,14 @@
 different methods run at the same time.
 
 Who may run beside whom: a method is run by one thread at a time. Methods that have state in common
-take turns, since each finds it as the last one left it; so do those on one backend that is not a
-part of ExecuTorch, whose libraries nobody has promised to be safe there. All others overlap.
+take turns, since each finds it as the last one left it; so do those that share packed weights
+(`sharing.py`), and those on one backend that is not a part of ExecuTorch, whose libraries nobody
+has promised to be safe there. All others overlap.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mmpack.multimethod.runtime.engine import Engine, Run, external, runtime
 from mmpack.multimethod.runtime.facts import Facts
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.native.build import build, extension
+from mmpack.multimethod.runtime.native.sharing import state_groups, weight_groups
 
 
 class NativeEngine(Engine):
@@ -28,13 +30,21 @@ class NativeEngine(Engine):
     _program: Any
     _methods: dict[str, Any]
 
-    def __init__(self, image: Image, contexts: Contexts, facts: Mapping[str, Facts]) -> None:
+    def __init__(
+        self,
+        image: Image,
+        contexts: Contexts,
+        facts: Mapping[str, Facts],
+        threads: int | None = None,
+    ) -> None:
         with caught():
             runtime()  # whose backends and kernels it uses
         self._extension = extension(build())
-        self._groups = groups(facts)
+        self._number = next(_numbers)
+        self._packed = weight_groups(facts)
+        self._groups = state_groups(facts)
         self._locks = {group: self._extension.Lock() for group in set(self._groups.values())}
-        super().__init__(image, contexts, facts)
+        super().__init__(image, contexts, facts, threads)
 
     def _open(self, program: Path | bytes) -> None:
         self._methods = {}
@@ -46,7 +56,14 @@ class NativeEngine(Engine):
         shared = [self._locks[self._groups[name]]] if name in self._groups else []
         for backend in external(self._facts[name].backends):  # in their order, which is one for all
             shared.append(_backend_locks.setdefault(backend.name, self._extension.Lock()))
-        method = self._extension.Method(self._program, name, shared, False)
+        packed = self._packed.get(name)
+        method = self._extension.Method(
+            program=self._program,
+            name=name,
+            locks=shared,
+            one_thread=self.threads == 1,
+            weights="" if packed is None else f"mmpack/{self._number}/{packed}",
+        )
         self._methods[name] = method
         return method.run  # type: ignore[no-any-return]
 
@@ -63,24 +80,5 @@ class NativeEngine(Engine):
 _backend_locks: dict[str, Any] = {}
 """One for each backend that is not a part of ExecuTorch."""
 
-
-def groups(facts: Mapping[str, Facts]) -> dict[str, int]:
-    """Methods with state -> a number that those have in common whose state overlaps, also by way
-    of others."""
-    spans = sorted((*span, name) for name, known in facts.items() for span in known.state)
-    joined: dict[str, str] = {name: name for *_, name in spans}
-
-    def root(name: str) -> str:
-        while joined[name] != name:
-            name = joined[name]
-        return name
-
-    reach: dict[int, tuple[int, str]] = defaultdict(lambda: (0, ""))
-    for memory, start, end, name in spans:
-        until, last = reach[memory]
-        if start < until:
-            joined[root(name)] = root(last)
-        if end > until:
-            reach[memory] = (end, name)
-    roots = list(dict.fromkeys(root(name) for name in joined))
-    return {name: roots.index(root(name)) for name in joined}
+_numbers = itertools.count()
+"""Of engines: no two share packed weights, whichever program they run."""

@@ -166,11 +166,17 @@ Method::Method(
   memory_.emplace(runtime::Span<runtime::Span<uint8_t>>(planned_.data(), planned_.size()));
   manager_.emplace(&loading_, &*memory_, &working_);
 
-  // A workspace of XNNPACK's for each method, rather than one for all, which locks: XNNPACK takes
-  // the allocator with which a method is loaded for its model's name.
-  runtime::BackendOptions<1> xnnpack;
+  // For this load alone. A workspace for each method, rather than one for all, which locks: XNNPACK
+  // takes the allocator with which a method is loaded for its model's name. Its caches of packed
+  // weights are told apart by the files they are kept in; since a file of this name cannot be
+  // opened, they stay in memory.
+  const std::string cache = "/dev/null/" + options_.weights;
+  runtime::BackendOptions<3> xnnpack;
   runtime::LoadBackendOptionsMap backends;
-  if (xnnpack.set_option("workspace_sharing_mode", 1) != Error::Ok ||
+  if (cache.size() >= runtime::kMaxOptionValueLength ||
+      xnnpack.set_option("workspace_sharing_mode", 1) != Error::Ok ||
+      xnnpack.set_option("weight_cache_enabled", !options_.weights.empty()) != Error::Ok ||
+      xnnpack.set_option("packed_cache_path", cache.c_str()) != Error::Ok ||
       backends.set_options("XnnpackBackend", xnnpack.view()) != Error::Ok) {
     throw Failure("options for XNNPACK do not fit");
   }

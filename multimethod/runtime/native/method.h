@@ -70,8 +70,11 @@ using Output = std::variant<std::monostate, Fresh, int64_t, double, bool, std::s
 
 /// How XNNPACK and the thread pool are to be used by a method.
 struct Options {
-  /// In the thread that calls, and no other.
+  /// In the thread that calls, and no other. XNNPACK takes it to heart when the method is loaded.
   bool one_thread = false;
+  /// Methods with the same name here have XNNPACK pack what weights they have in common once, and
+  /// take turns in it. Empty: with nobody.
+  std::string weights;
 };
 
 /// One loaded method. Any thread may call it, with or without the GIL; calls take turns.

@@ -110,14 +110,19 @@ PYBIND11_MODULE(mmpack_native, module) {
           py::init([](std::shared_ptr<Program> program,
                       const std::string& name,
                       std::vector<std::shared_ptr<std::mutex>> locks,
-                      bool one_thread) {
+                      bool one_thread,
+                      std::string weights) {
             return std::make_shared<Method>(
-                std::move(program), name, std::move(locks), Options{one_thread});
+                std::move(program),
+                name,
+                std::move(locks),
+                Options{one_thread, std::move(weights)});
           }),
           py::arg("program"),
           py::arg("name"),
           py::arg("locks"),
-          py::arg("one_thread"))
+          py::arg("one_thread"),
+          py::arg("weights"))
       .def("run", &run, py::arg("inputs"))
       .def("unload", &Method::unload, py::call_guard<py::gil_scoped_release>());
 

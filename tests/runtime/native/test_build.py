@@ -134,6 +134,14 @@ def test_an_engine_that_there_is_not(toy: Path) -> None:
         choose("zzz")
 
 
+def test_threads_that_there_are_not(toy: Path) -> None:
+    for wrong in (0, 2):
+        with pytest.raises(CallError, match=f"threads={wrong}: expected 1, or None"):
+            load(toy, engine="native", threads=wrong)
+    with pytest.raises(CallError, match="the stock engine always runs in all of the pool"):
+        load(toy, engine="stock", threads=1)
+
+
 def test_a_program_keeps_its_engine(
     toy: Path,
     native_engine: type[NativeEngine],

@@ -21,7 +21,7 @@ from torch import nn
 from mmpack.multimethod import ExecutionError, load
 from mmpack.multimethod.link import open_program
 from mmpack.multimethod.runtime.facts import Facts, read_facts
-from mmpack.multimethod.runtime.native.engine import groups
+from mmpack.multimethod.runtime.native.sharing import state_groups
 
 THREADS, CALLS = 8, 10_000
 ONE = torch.ones(2)
@@ -176,7 +176,9 @@ SPANS = st.lists(
 def test_methods_whose_state_overlaps_are_of_one_group(
     toy_facts: Facts, state: dict[str, list[tuple[int, int, int]]]
 ) -> None:
-    found = groups({n: attrs.evolve(toy_facts, state=tuple(spans)) for n, spans in state.items()})
+    found = state_groups(
+        {n: attrs.evolve(toy_facts, state=tuple(spans)) for n, spans in state.items()}
+    )
     assert set(found) == {name for name, spans in state.items() if spans}
     reached = {name: {name} for name in found}
     for _ in found:  # by brute force: neighbours of neighbours
@@ -205,5 +207,5 @@ def toy_facts(toy: Path) -> Facts:
 
 def test_the_methods_of_a_program_that_share_state_are_of_one_group(toy: Path) -> None:
     program = load(toy)
-    found = groups(program._facts)
+    found = state_groups(program._facts)
     assert set(found) == {"add", "scaled"} and found["add"] == found["scaled"]
