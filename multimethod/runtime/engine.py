@@ -31,9 +31,10 @@ with caught():  # its imports make remarks
     from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count
     from executorch.runtime import Runtime
 
-Run = Callable[[Sequence[Any]], list[Any]]
-"""Inputs in call order -> outputs in order, which are the caller's own. A failure is a
-RuntimeError: ExecuTorch's answer, then the lines that it printed."""
+Run = Callable[..., list[Any]]
+"""Inputs in call order, and perhaps the caller's tensors for outputs -> outputs in order, which are
+the caller's own: those tensors, if the engine could have them written to, or new ones. A failure
+is a RuntimeError: ExecuTorch's answer, then the lines that it printed."""
 
 T = TypeVar("T")
 

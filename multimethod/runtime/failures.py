@@ -87,11 +87,11 @@ class Listener(io.StringIO):
 LISTENER = Listener()
 
 
-def heard(execute: Callable[[Sequence[Any]], list[Any]]) -> Callable[[Sequence[Any]], list[Any]]:
+def heard(execute: Callable[[Sequence[Any]], list[Any]]) -> Callable[..., list[Any]]:
     """What runs a method in the stock runtime, with all that is printed meanwhile in its
-    RuntimeErrors, after their own line."""
+    RuntimeErrors, after their own line. `out` is nothing to that runtime."""
 
-    def run(inputs: Sequence[Any]) -> list[Any]:
+    def run(inputs: Sequence[Any], out: Sequence[Any] | None = None) -> list[Any]:
         # No thread waits here for long: the runtime holds the GIL while a method runs.
         with STDERR:
             stderr, sys.stderr = sys.stderr, LISTENER

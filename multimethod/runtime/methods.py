@@ -26,6 +26,7 @@ from mmpack.multimethod.runtime.engines import EngineName, choose
 from mmpack.multimethod.runtime.facts import Facts, read_facts
 from mmpack.multimethod.runtime.failures import explained
 from mmpack.multimethod.runtime.files import Files
+from mmpack.multimethod.runtime.given import Given
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.parts import Part, Tree, find, sized, tree
 from mmpack.multimethod.signature import Signature
@@ -40,6 +41,11 @@ class Method:
     It is loaded into the runtime at its first call. The result is a named tuple, also for a
     single output; its tensors belong to the caller and no later call changes them.
 
+    out: tensors of the caller's that the outputs are to be in, one or None for each (a tensor, if
+    there is one output). The native engine has a method with `io: caller` write right there, if the
+    tensor has the output's largest size; in all other cases the result is copied once. They must
+    not share memory with inputs. A method that has an input called `out` takes none.
+
     ranges: input -> least and largest integer that it was verified with.
     last_call: of a method that keeps state, a number that no other call has; 0 before the first.
     """
@@ -47,34 +53,45 @@ class Method:
     def __init__(self, facts: Facts, load: Callable[[], Run]) -> None:
         self.last_call = 0
         self._keeps = facts.keeps
+        self._names = frozenset(value.name for value in facts.signature.inputs)
         self.signature = facts.signature
         self.ranges = facts.ranges
         self._load = load
         self._run: Run | None = None
         self._arguments = Arguments(facts.signature, facts.channels_last)
         self._result = _result_type(facts.signature)
+        self._given = Given(facts.signature)
 
     @property
     def name(self) -> str:
         return self.signature.method
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        out = self._out(kwargs) if kwargs else None
         inputs = self._arguments.accept(args, kwargs)
+        given = None if out is None else self._given.accept(out, inputs)
         run = self._run or self.prepare()
         if self._keeps:
             self.last_call = next(_calls)
         try:
+            if given is not None:
+                return self._result(self._given.fill(given, run(inputs, given)))
             return self._result(run(inputs))
         except RuntimeError as error:
             raise explained(error, self.signature, self.ranges, inputs) from error
 
     def admits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether it can be called so."""
+        self._out(kwargs := dict(kwargs))
         try:
             self._arguments.accept(args, kwargs)
         except CallError:
             return False
         return True
+
+    def _out(self, kwargs: dict[str, Any]) -> Any:
+        """What is given for outputs, taken from among the inputs."""
+        return None if "out" in self._names else kwargs.pop("out", None)
 
     def prepare(self) -> Run:
         """Load the method into the runtime now rather than at its first call."""
@@ -162,7 +179,8 @@ class Methods:
         return self[name].signature
 
     def run_method(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method with tensors by position or by name; returns a named tuple. Where several
+        """Call a method with tensors by position or by name, and `out=` as in `Method`; returns a
+        named tuple. Where several
         are sizes of one, as `attention.chunk` and `attention.one`, `attention` is the one whose
         signature admits the arguments.
 

@@ -203,12 +203,15 @@ Method::Method(
       result.sizes.assign(info->sizes().begin(), info->sizes().end());
       result.strides.resize(result.sizes.size());
       fill_strides(result.sizes, info->dim_order(), result.sizes.size(), result.strides);
+      result.rows = std::ranges::is_sorted(info->dim_order());
     }
     results_.push_back(std::move(result));
   }
 }
 
-std::vector<Output> Method::run(std::span<const Input> inputs) {
+std::vector<Output> Method::run(
+    std::span<const Input> inputs,
+    std::span<const std::optional<View>> given) {
   const Turn turn(*this);
   if (!method_) {
     throw Failure("method '" + name_ + "' has been unloaded");
@@ -226,12 +229,15 @@ std::vector<Output> Method::run(std::span<const Input> inputs) {
   for (size_t i = 0; i < inputs.size(); ++i) {
     set(inputs[i], i);
   }
-  std::vector<Fresh> given(results_.size());
+  std::vector<Fresh> made(results_.size());
   for (size_t i = 0; i < results_.size(); ++i) {
     const Result& result = results_[i];
     if (result.tensor && !result.planned) {
-      given[i] = Fresh(result.sizes, result.strides, result.dtype);
-      const Error error = method_->set_output_data_ptr(given[i].data(), result.bytes, i);
+      if (!fits(i, given)) {
+        made[i] = Fresh(result.sizes, result.strides, result.dtype);
+      }
+      const Error error = method_->set_output_data_ptr(
+          fits(i, given) ? given[i]->data : made[i].data(), result.bytes, i);
       if (error != Error::Ok) {
         fail("set_output_data_ptr failed for %s with error 0x%" PRIx32, error);
       }
@@ -244,19 +250,23 @@ std::vector<Output> Method::run(std::span<const Input> inputs) {
   std::vector<Output> outputs;
   outputs.reserve(results_.size());
   for (size_t i = 0; i < results_.size(); ++i) {
-    outputs.push_back(take(i, std::move(given[i])));
+    outputs.push_back(take(i, std::move(made[i]), fits(i, given) ? given[i] : std::nullopt));
   }
   return outputs;
+}
+
+const EValue& Method::input(size_t index) const {
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
+  return method_->get_input(index);
+#pragma GCC diagnostic pop
 }
 
 void Method::set(const Input& input, size_t index) {
   const char* failed = "method->set_inputs() for method '%s' failed with error 0x%" PRIx32;
   Error error = Error::Ok;
   if (const View* view = std::get_if<View>(&input)) {
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wdeprecated-declarations"
-    const EValue& wanted = method_->get_input(index);
-#pragma GCC diagnostic pop
+    const EValue& wanted = this->input(index);
     if (!wanted.isTensor()) {
       fail(failed, Error::InvalidArgument);
     }
@@ -283,7 +293,14 @@ void Method::set(const Input& input, size_t index) {
   }
 }
 
-Output Method::take(size_t index, Fresh&& given) {
+bool Method::fits(size_t index, std::span<const std::optional<View>> given) const {
+  const Result& result = results_[index];
+  return index < given.size() && given[index] && result.tensor && !result.planned &&
+      result.rows && given[index]->dtype == result.dtype &&
+      std::ranges::equal(given[index]->sizes, result.sizes);
+}
+
+Output Method::take(size_t index, Fresh&& made, const std::optional<View>& given) {
   const EValue& value = method_->get_output(index);
   switch (value.tag) {
     case Tag::None:
@@ -306,19 +323,40 @@ Output Method::take(size_t index, Fresh&& given) {
   const size_t axes = static_cast<size_t>(tensor.dim());
   std::array<int64_t, kMostAxes> sizes;
   std::copy(tensor.sizes().begin(), tensor.sizes().end(), sizes.begin());
-  if (!results_[index].planned) {
-    if (!std::equal(sizes.begin(), sizes.begin() + axes, results_[index].sizes.begin())) {
-      given.narrow({sizes.data(), axes});
+  const bool largest =
+      std::ranges::equal(std::span(sizes.data(), axes), results_[index].sizes);
+  if (given && largest) {
+    return Written();
+  }
+  if (!results_[index].planned && !given) {
+    if (!largest) {
+      made.narrow({sizes.data(), axes});
     }
-    return std::move(given);
+    return std::move(made);
   }
   std::array<int64_t, kMostAxes> strides;
   fill_strides(sizes, tensor.dim_order(), axes, strides);
-  Fresh made({sizes.data(), axes}, {strides.data(), axes}, static_cast<int>(tensor.scalar_type()));
+  Fresh copy({sizes.data(), axes}, {strides.data(), axes}, static_cast<int>(tensor.scalar_type()));
   if (tensor.nbytes() != 0) {
-    std::memcpy(made.data(), tensor.const_data_ptr(), tensor.nbytes());
+    std::memcpy(copy.data(), tensor.const_data_ptr(), tensor.nbytes());
   }
-  return made;
+  return copy;
+}
+
+std::vector<uintptr_t> Method::addresses() {
+  const Turn turn(*this);
+  std::vector<uintptr_t> found;
+  const auto add = [&](const EValue& value) {
+    const void* data = value.isTensor() ? value.toTensor().const_data_ptr() : nullptr;
+    found.push_back(reinterpret_cast<uintptr_t>(data));
+  };
+  for (size_t i = 0; method_ && i < method_->inputs_size(); ++i) {
+    add(input(i));
+  }
+  for (size_t i = 0; method_ && i < method_->outputs_size(); ++i) {
+    add(method_->get_output(i));
+  }
+  return found;
 }
 
 void Method::unload() {

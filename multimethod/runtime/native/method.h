@@ -65,8 +65,11 @@ class Program {
 /// An input: a tensor's memory, or one of Python's numbers. Without: None.
 using Input = std::variant<std::monostate, View, int64_t, double, bool>;
 
-/// An output: a tensor of its own, or one of Python's values.
-using Output = std::variant<std::monostate, Fresh, int64_t, double, bool, std::string>;
+/// What the caller gave for an output now holds it.
+struct Written {};
+
+/// An output: a tensor of its own, the caller's, or one of Python's values.
+using Output = std::variant<std::monostate, Fresh, Written, int64_t, double, bool, std::string>;
 
 /// How XNNPACK and the thread pool are to be used by a method.
 struct Options {
@@ -89,7 +92,16 @@ class Method {
       Options options);
 
   /// Raises Failure. The results are nobody else's.
-  std::vector<Output> run(std::span<const Input> inputs);
+  ///
+  /// given: for each output, the caller's dense memory for it, or nothing; or none at all. It is
+  /// written to if the program leaves that output's place to the caller, and it has the largest
+  /// size of the output. Else the result stands elsewhere.
+  std::vector<Output> run(
+      std::span<const Input> inputs,
+      std::span<const std::optional<View>> given = {});
+
+  /// Where the tensors were in the last run: its inputs, then its outputs; 0 for what is none.
+  std::vector<uintptr_t> addresses();
 
   /// Frees what it takes, once nobody runs it. A run after that is a Failure.
   void unload();
@@ -97,7 +109,8 @@ class Method {
  private:
   struct Result {
     bool tensor;
-    bool planned;
+    bool planned;  // its place is the program's
+    bool rows;     // its axes lie in memory in their order
     int dtype;
     size_t bytes;                  // at most
     std::vector<int64_t> sizes;    // at most
@@ -105,8 +118,10 @@ class Method {
   };
   class Turn;
 
+  const executorch::runtime::EValue& input(size_t index) const;
   void set(const Input& input, size_t index);
-  Output take(size_t index, Fresh&& given);
+  bool fits(size_t index, std::span<const std::optional<View>> given) const;
+  Output take(size_t index, Fresh&& made, const std::optional<View>& given);
   [[noreturn]] void fail(const char* format, executorch::runtime::Error error) const;
 
   const std::string name_;

@@ -37,7 +37,11 @@ Input input_from(PyObject* value) {
       ". Ensure that inputs are passed as a flat list of tensors.");
 }
 
-PyObject* output_to(Output& output) {
+/// `given`: what the caller gave for it, or None.
+PyObject* output_to(Output& output, PyObject* given) {
+  if (std::get_if<Written>(&output) != nullptr) {
+    return Py_NewRef(given);
+  }
   if (Fresh* made = std::get_if<Fresh>(&output)) {
     return made->wrap();
   }
@@ -56,25 +60,42 @@ PyObject* output_to(Output& output) {
   return Py_NewRef(Py_None);
 }
 
-py::list run(Method& method, const py::object& given) {
-  const auto sequence = py::reinterpret_steal<py::object>(
-      PySequence_Fast(given.ptr(), "inputs are a sequence"));
+py::object fast_sequence(const py::handle& given, const char* otherwise) {
+  auto sequence =
+      py::reinterpret_steal<py::object>(PySequence_Fast(given.ptr(), otherwise));
   if (!sequence) {
     throw py::error_already_set();
   }
+  return sequence;
+}
+
+py::list run(Method& method, const py::object& inputs_given, const py::object& out) {
+  const auto sequence = fast_sequence(inputs_given, "inputs are a sequence");
   std::vector<Input> inputs;
   inputs.reserve(static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr())));
   for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(sequence.ptr()); ++i) {
     inputs.push_back(input_from(PySequence_Fast_GET_ITEM(sequence.ptr(), i)));
   }
+  py::object places;
+  std::vector<std::optional<View>> given;
+  if (!out.is_none()) {
+    places = fast_sequence(out, "out is a sequence");
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(places.ptr()); ++i) {
+      PyObject* place = PySequence_Fast_GET_ITEM(places.ptr(), i);
+      given.push_back(is_tensor(place) ? std::optional(view(place)) : std::nullopt);
+    }
+  }
   std::vector<Output> outputs;
   {
     const py::gil_scoped_release released;
-    outputs = method.run(inputs);
+    outputs = method.run(inputs, given);
   }
   py::list results(outputs.size());
   for (size_t i = 0; i < outputs.size(); ++i) {
-    PyObject* value = output_to(outputs[i]);
+    PyObject* value = output_to(
+        outputs[i],
+        i < given.size() ? PySequence_Fast_GET_ITEM(places.ptr(), static_cast<Py_ssize_t>(i))
+                         : Py_None);
     if (value == nullptr) {
       throw py::error_already_set();
     }
@@ -123,7 +144,8 @@ PYBIND11_MODULE(mmpack_native, module) {
           py::arg("locks"),
           py::arg("one_thread"),
           py::arg("weights"))
-      .def("run", &run, py::arg("inputs"))
+      .def("run", &run, py::arg("inputs"), py::arg("out") = py::none())
+      .def("addresses", &Method::addresses)
       .def("unload", &Method::unload, py::call_guard<py::gil_scoped_release>());
 
   module.def(
