@@ -21,7 +21,7 @@ from mmpack.multimethod.targets.qnn_sdk import NEEDED, find_sdk
 from ..compile.projects import Project
 from .qnn import needs_qnn
 
-pytestmark = needs_qnn
+pytestmark = [needs_qnn, pytest.mark.usefixtures("both_engines")]
 
 X = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(0))
 CLOSE = {"rtol": 0, "atol": 3e-3}

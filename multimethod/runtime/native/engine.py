@@ -48,9 +48,12 @@ class NativeEngine(Engine):
 
     def _open(self, program: Path | bytes) -> None:
         self._methods = {}
-        self._program = self._extension.Program(
-            program if isinstance(program, bytes) else str(program)
-        )
+        self._bytes = program  # which the extension refers to, if it is them
+        programs = self._extension.Program
+        if isinstance(program, bytes):
+            self._program = programs.from_bytes(program)
+        else:
+            self._program = programs.from_file(str(program))
 
     def _load(self, name: str) -> Run:
         shared = [self._locks[self._groups[name]]] if name in self._groups else []

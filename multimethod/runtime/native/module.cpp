@@ -113,18 +113,22 @@ PYBIND11_MODULE(mmpack_native, module) {
   py::class_<std::mutex, std::shared_ptr<std::mutex>>(module, "Lock").def(py::init<>());
 
   py::class_<Program, std::shared_ptr<Program>>(module, "Program")
-      .def(py::init<const std::string&>(), py::arg("path"))
-      .def(
-          py::init([](const py::bytes& data) {
+      // Told apart by name: pybind11 takes bytes for text.
+      .def_static(
+          "from_file",
+          [](const std::string& path) { return std::make_shared<Program>(path); },
+          py::arg("path"))
+      .def_static(
+          "from_bytes",
+          [](const py::bytes& data) {
             char* start = nullptr;
             Py_ssize_t size = 0;
             if (PyBytes_AsStringAndSize(data.ptr(), &start, &size) != 0) {
               throw py::error_already_set();
             }
             return std::make_shared<Program>(start, static_cast<size_t>(size));
-          }),
-          py::arg("data"),
-          py::keep_alive<1, 2>());
+          },
+          py::arg("data"));
 
   py::class_<Method, std::shared_ptr<Method>>(module, "Method")
       .def(
