@@ -111,9 +111,16 @@ def _extension(path: Path) -> ModuleType:
     loader = importlib.machinery.ExtensionFileLoader(NAME, str(path))
     spec = importlib.util.spec_from_file_location(NAME, path, loader=loader)
     assert spec is not None
-    with caught():  # ExecuTorch remarks that somebody listens to it
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
+    # QNN's libraries, once they run something, offer the whole process what exceptions of C++ are
+    # thrown with, which is not what the extension was compiled for: its own libraries come first.
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_DEEPBIND)
+    try:
+        with caught():  # ExecuTorch remarks that somebody listens to it
+            module = importlib.util.module_from_spec(spec)
+            loader.exec_module(module)
+    finally:
+        sys.setdlopenflags(flags)
     probe = torch.zeros(1)
     if not module.reads(probe, probe.data_ptr()):
         raise BuildFailed(
