@@ -67,7 +67,7 @@ class Method:
         return self.signature.method
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        out = self._out(kwargs) if kwargs else None
+        out = self._out(kwargs) if "out" in kwargs else None
         inputs = self._arguments.accept(args, kwargs)
         given = None if out is None else self._given.accept(out, inputs)
         run = self._run or self.prepare()
