@@ -469,7 +469,12 @@ def prune_cache(cache: Path | None, max_size: str) -> None:
 
 
 @main.command()
-def doctor() -> None:
+@click.option(
+    "--build-engine",
+    is_flag=True,
+    help="Compile the native engine first, which otherwise its first use does, about 10 s.",
+)
+def doctor(build_engine: bool) -> None:
     """Show what this machine can build and run, and what would change a "no".
 
     Exits with 1 if a package is missing or of a wrong version, or a backend that is here fails.
@@ -478,6 +483,10 @@ def doctor() -> None:
 
     from mmpack.multimethod.report.doctor import diagnose
 
+    if build_engine:
+        from mmpack.multimethod.runtime.engines import choose
+
+        choose("native")
     with Console(stderr=True).status("trying what is here, some ten seconds"):
         found = diagnose()
     click.echo(str(found))

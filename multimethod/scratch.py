@@ -24,6 +24,14 @@ _LONGEST = 60
 """Characters of a name that are repeated in that of its folder: there is room for 255 bytes."""
 
 
+def cache_root() -> Path:
+    """Where what can be made again is kept: `$MMPACK_CACHE`, or `mmpack` in the user's cache folder
+    (`$XDG_CACHE_HOME`, `~/.cache`)."""
+    if own := os.environ.get("MMPACK_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmpack"
+
+
 @contextmanager
 def scratch_folder(parent: Path, name: str) -> Iterator[Path]:
     """A new folder in `parent`, with `name` in its own; removed with all in it after the block.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from mmpack.multimethod.runtime.engine import Engine
 
 HERE = Path(__file__).parent
 
@@ -46,6 +49,46 @@ def build_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "build-cache"
     folder.mkdir(exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(build_cache: Path) -> Iterator[None]:
+    """What is built without being told where goes there too, in processes that tests start as
+    well."""
+    with patch.dict(os.environ, {"MMPACK_CACHE": str(build_cache)}):
+        yield
+
+
+@pytest.fixture(scope="session")
+def native_engine(own_cache: None) -> type[Engine]:
+    """The native engine, compiled once a session. Tests that need it fail where it does not."""
+    from mmpack.multimethod.runtime.engines import choose
+
+    return choose("native")
+
+
+@pytest.fixture(autouse=True)
+def automatic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load` without a word about engines takes the stock one: only `runtime` and `flow` test with
+    both (`both_engines`), and nothing else is to wait for a compiler."""
+    from mmpack.multimethod.runtime import engines
+    from mmpack.multimethod.runtime.stock import StockEngine
+
+    monkeypatch.setattr(engines, "_automatic", lambda: StockEngine)
+
+
+@pytest.fixture(params=["stock", "native"])
+def both_engines(
+    request: pytest.FixtureRequest, automatic: None, monkeypatch: pytest.MonkeyPatch
+) -> str:
+    """The name of the engine that `load` takes in this run of a test."""
+    from mmpack.multimethod.runtime import engines
+
+    name: str = request.param
+    if name == "native":
+        made = request.getfixturevalue("native_engine")
+        monkeypatch.setattr(engines, "_automatic", lambda: made)
+    return name
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from typing import Any, Self
 from attrs import frozen
 
 from mmpack.multimethod.errors import OutputError
-from mmpack.multimethod.scratch import scratch_folder, sweep
+from mmpack.multimethod.scratch import cache_root, scratch_folder, sweep
 
 SCRATCH = "build"
 """Name of the folders for what is on its way into the cache."""
@@ -39,13 +39,6 @@ class Object:
     figures: dict[str, Any]
 
 
-def default_root() -> Path:
-    """`$MMPACK_CACHE`, or `mmpack` in the user's cache folder (`$XDG_CACHE_HOME`, `~/.cache`)."""
-    if own := os.environ.get("MMPACK_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mmpack"
-
-
 class Cache:
     """The cache in one folder, for one build: `with Cache(folder) as cache: …`.
 
@@ -53,7 +46,7 @@ class Cache:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = (root or default_root()).absolute()
+        self.root = (root or cache_root()).absolute()
         self._open = ExitStack()
         self._scratch: Path | None = None
         try:

@@ -72,6 +72,7 @@ class Fingerprints:
             "inputs": [attrs.asdict(value) for value in unit.inputs],
             "dims": {name: attrs.asdict(dim) for name, dim in unit.dims.items()},
             "outputs": list(unit.spec.outputs),
+            "io": unit.spec.io,
             "target": [unit.backend, dict(unit.options)],
             "modules": self._describer.tree(unit.module),
             "tensors": self._state(unit.module),

@@ -40,9 +40,15 @@ class Lowered:
 
 
 def lower(
-    program: ExportedProgram, method: str, backend: str, options: Mapping[str, Any], output: Path
+    program: ExportedProgram,
+    method: str,
+    backend: str,
+    options: Mapping[str, Any],
+    output: Path,
+    io: str = "planned",
 ) -> Lowered:
-    """Lower one exported program to `backend` and write the object to `output`.
+    """Lower one exported program to `backend` and write the object to `output`. io: whose memory
+    inputs and outputs are in, as in a spec.
 
     Raises CompileError if the backend takes none of the method's operators: a method is never
     silently left undelegated.
@@ -68,7 +74,11 @@ def lower(
     planned = edge.to_executorch(
         ExecutorchBackendConfig(
             passes=[_initialised(edge.exported_program(method))],
-            memory_planning_pass=MemoryPlanningPass(share_mutable_buffers=True),
+            memory_planning_pass=MemoryPlanningPass(
+                share_mutable_buffers=True,
+                alloc_graph_input=io == "planned",
+                alloc_graph_output=io == "planned",
+            ),
             emit_mutable_buffer_names=True,
             # Rows of a buffer are written where they belong, rather than into a copy of all of it.
             run_reinplace_pass=True,

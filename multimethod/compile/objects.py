@@ -184,6 +184,7 @@ class Compiler:
             imports=_registering(exported.program, unit.module),
             environment=backend.environment(backend.options(unit.options)),
             plan=self._write_plan(plan, key) if plan is not None else None,
+            io=unit.spec.io,
         )
 
     def _export(self, unit: Unit) -> Exported:

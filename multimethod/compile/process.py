@@ -26,6 +26,7 @@ class Job:
     Python modules, and (folder to import from, file) for the user's files.
     environment: variables that the process which does this must have been started with.
     plan: file with a `quantize.Plan`, for a program that is to be quantized first.
+    io: whose memory its inputs and outputs are in, as in a spec.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Job:
     imports: tuple[str | tuple[str, str], ...] = ()
     environment: Mapping[str, str] = field(factory=dict)
     plan: Path | None = None
+    io: str = "planned"
 
 
 @frozen
@@ -89,6 +91,7 @@ class Worker:
             "imports": job.imports,
             "threads": threads,
             "plan": str(job.plan) if job.plan is not None else None,
+            "io": job.io,
         }
         try:
             self._process.stdin.write(json.dumps(line) + "\n")

@@ -93,7 +93,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         scales: dict[Any, Any] = {}
         if job["plan"] is not None:
             program, scales = quantize(program, method, backend, options, read_plan(job["plan"]))
-        lowered = lower(program, method, backend, options, Path(job["output"]))
+        lowered = lower(program, method, backend, options, Path(job["output"]), job["io"])
     except MmpackError as error:
         return {"error": str(error)}
     except OSError as error:

@@ -47,7 +47,7 @@ def build(
     output: where it goes; none given: `<spec's stem>.pte` in the working directory.
     jobs: how many methods are compiled at once, each in its own process.
     verify: compare every method and flow with eager PyTorch, and write nothing if one is wrong.
-    cache: the cache's folder; none given: see `cache.default_root`.
+    cache: the cache's folder; none given: see `scratch.cache_root`.
 
     Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
     is what it was before, and objects already compiled stay in the cache.
@@ -112,7 +112,8 @@ def _verify(parts: Parts, model: nn.Module, target: Path, progress: Progress) ->
         progress.done("")
         private = parts.state.private
         # Nobody else writes to it there, so it is run from where it is.
-        program = load(path, mmap=True)
+        # And by the runtime that everybody has, since that is where it has to run.
+        program = load(path, mmap=True, engine="stock")
         return verify_program(
             program, parts.spec_file, parts.units, model, private, progress, parts.examples
         )

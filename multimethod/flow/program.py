@@ -14,6 +14,7 @@ from mmpack.multimethod.flow.plan import Kept, make_plan
 from mmpack.multimethod.link import MethodRecord
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.runtime import Methods
+from mmpack.multimethod.runtime.engines import EngineName
 from mmpack.multimethod.spec.records import FlowSpec
 from mmpack.multimethod.targets import BACKENDS
 from mmpack.multimethod.targets.base import CPU
@@ -88,7 +89,13 @@ def _flow(plain: object, where: str) -> FlowSpec:
     return flow
 
 
-def load(path: str | Path, *, mmap: bool = False) -> Program:
+def load(
+    path: str | Path,
+    *,
+    mmap: bool = False,
+    engine: EngineName = "auto",
+    threads: int | None = None,
+) -> Program:
     """Load a `.pte` program: one that mmpack made, or any other.
 
         program = load("model.pte")
@@ -104,7 +111,19 @@ def load(path: str | Path, *, mmap: bool = False) -> Program:
     gone nobody may write into it or truncate it, which ends in a crash of the process or in wrong
     results. Replacing it by another file, as mmpack does, or deleting it is harmless.
 
+    engine: what runs the methods. "stock" is ExecuTorch's own Python runtime: one method at a time.
+    "native" runs different methods at the same time, each called by one thread at once, and costs
+    less per call; it is compiled at its first use, which takes some ten seconds and a C++ compiler
+    (`mmpack doctor --build-engine` does it ahead). "auto" is the native one where it can be had, or
+    else the stock one, with a line on stderr. Results and errors are the same.
+
+    threads: 1 runs a method in the thread that calls it, and in no other; as many methods then run
+    at once as threads call some. None gives every method all of ExecuTorch's pool, which one uses
+    at a time. For the native engine; the stock one always takes the pool.
+
     Raises FormatError if the file is no ExecuTorch program, is truncated or damaged;
-    ExecutionError if there is no room for the copy.
+    ExecutionError if there is no room for the copy; CallError if there is no such engine,
+    or it does not run in so many threads;
+    TargetError if it is "native" and cannot be built.
     """
-    return Program.load(path, mmap=mmap)
+    return Program.load(path, mmap=mmap, engine=engine, threads=threads)

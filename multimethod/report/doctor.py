@@ -35,7 +35,7 @@ class Diagnosis:
     those of them that a machine need not have. proofs: those that are not a part of ExecuTorch
     -> how compiling and running a small graph went. runtime: backends registered in the Python
     runtime. kernels: namespaces of operators whose kernels come with a module of ExecuTorch's ->
-    whether they do. compiler: path of a C++ compiler."""
+    whether they do. compiler: path of a C++ compiler. engine: whether the native one is there."""
 
     machine: str
     versions: dict[str, str | None]
@@ -46,6 +46,7 @@ class Diagnosis:
     runtime: tuple[str, ...]
     kernels: dict[str, bool]
     compiler: str | None
+    engine: str
 
     @property
     def healthy(self) -> bool:
@@ -66,7 +67,8 @@ class Diagnosis:
             lines.append(f"  {name:<14} {version or 'missing'}")
             if name in self.wrong:
                 lines.append(f"  {'':<14} to change that: {self.wrong[name]}")
-        lines += ["", f"  {'C++ compiler':<14} {self.compiler or 'none: apt-get install g++'}", ""]
+        lines += ["", f"  {'C++ compiler':<14} {self.compiler or 'none: apt-get install g++'}"]
+        lines += [f"  {'native engine':<14} {self.engine}", ""]
         for name, found in self.backends.items():
             can = f"builds {_yes(found.builds)}, runs {_yes(found.runs)}"
             lines.append(f"  {name:<14} {can}  ({found.detail})")
@@ -115,6 +117,7 @@ def diagnose() -> Diagnosis:
         runtime=runtime,
         kernels=kernels,
         compiler=shutil.which("c++") or shutil.which("g++") or shutil.which("clang++"),
+        engine=_engine(),
     )
 
 
@@ -148,6 +151,20 @@ def _kernels() -> dict[str, bool]:
 
     with caught():  # importing them makes remarks
         return has_kernels()
+
+
+def _engine() -> str:
+    try:
+        from mmpack.multimethod.runtime.native import build
+    except ImportError:
+        return "no: it needs torch and executorch"
+    if (path := build.built()) is not None:
+        return f"built: {path}"
+    if (log := build.failed()) is not None:
+        return f"did not compile, its log: {log}; to try again: mmpack doctor --build-engine"
+    if build.compiler() is None:
+        return "not built, and there is no compiler: methods run in the stock one"
+    return "not built yet: its first use does it, or mmpack doctor --build-engine"
 
 
 def _yes(value: bool) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import keyword
-import sys
+import threading
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -20,14 +20,15 @@ from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.link.files import file_extents
 from mmpack.multimethod.runtime.arguments import Arguments
-from mmpack.multimethod.runtime.chatter import STDERR
 from mmpack.multimethod.runtime.contexts import Contexts, read_contexts
+from mmpack.multimethod.runtime.engine import Engine, Run, loadable
+from mmpack.multimethod.runtime.engines import EngineName, choose
 from mmpack.multimethod.runtime.facts import Facts, read_facts
-from mmpack.multimethod.runtime.failures import LISTENER, explained
+from mmpack.multimethod.runtime.failures import explained
 from mmpack.multimethod.runtime.files import Files
+from mmpack.multimethod.runtime.given import Given
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.parts import Part, Tree, find, sized, tree
-from mmpack.multimethod.runtime.stock import Run, StockEngine, loadable
 from mmpack.multimethod.signature import Signature
 
 _calls = itertools.count(1)
@@ -40,6 +41,11 @@ class Method:
     It is loaded into the runtime at its first call. The result is a named tuple, also for a
     single output; its tensors belong to the caller and no later call changes them.
 
+    out: tensors of the caller's that the outputs are to be in, one or None for each (a tensor, if
+    there is one output). The native engine has a method with `io: caller` write right there, if the
+    tensor has the output's largest size; in all other cases the result is copied once. They must
+    not share memory with inputs. A method that has an input called `out` takes none.
+
     ranges: input -> least and largest integer that it was verified with.
     last_call: of a method that keeps state, a number that no other call has; 0 before the first.
     """
@@ -47,42 +53,45 @@ class Method:
     def __init__(self, facts: Facts, load: Callable[[], Run]) -> None:
         self.last_call = 0
         self._keeps = facts.keeps
+        self._names = frozenset(value.name for value in facts.signature.inputs)
         self.signature = facts.signature
         self.ranges = facts.ranges
         self._load = load
         self._run: Run | None = None
         self._arguments = Arguments(facts.signature, facts.channels_last)
         self._result = _result_type(facts.signature)
+        self._given = Given(facts.signature)
 
     @property
     def name(self) -> str:
         return self.signature.method
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        out = self._out(kwargs) if "out" in kwargs else None
         inputs = self._arguments.accept(args, kwargs)
+        given = None if out is None else self._given.accept(out, inputs)
         run = self._run or self.prepare()
         if self._keeps:
             self.last_call = next(_calls)
-        # No thread waits here for long: the runtime holds the GIL while a method runs.
-        with STDERR:
-            stderr, sys.stderr = sys.stderr, LISTENER
-            try:
-                return self._result(run(inputs))
-            except RuntimeError as error:
-                raise explained(error, self.signature, self.ranges, inputs) from error
-            finally:
-                if sys.stderr is LISTENER:
-                    sys.stderr = stderr
-                if LISTENER.tell():
-                    LISTENER.pass_on(stderr)
+        try:
+            if given is not None:
+                return self._result(self._given.fill(given, run(inputs, given)))
+            return self._result(run(inputs))
+        except RuntimeError as error:
+            raise explained(error, self.signature, self.ranges, inputs) from error
 
     def admits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether it can be called so."""
+        self._out(kwargs := dict(kwargs))
         try:
             self._arguments.accept(args, kwargs)
         except CallError:
             return False
         return True
+
+    def _out(self, kwargs: dict[str, Any]) -> Any:
+        """What is given for outputs, taken from among the inputs."""
+        return None if "out" in self._names else kwargs.pop("out", None)
 
     def prepare(self) -> Run:
         """Load the method into the runtime now rather than at its first call."""
@@ -113,6 +122,8 @@ class Methods:
         manifest: Manifest | None,
         contexts: Contexts,
         files: Files,
+        engine: type[Engine],
+        threads: int | None = None,
     ) -> None:
         self.path = image.source
         self.manifest = manifest
@@ -120,23 +131,33 @@ class Methods:
         self._facts = facts
         self._contexts = contexts
         self._image = image
-        self._engine = StockEngine(image, contexts)
+        self._loading = threading.RLock()
+        self._engine = engine(image, contexts, facts, threads)
         self._methods = {
             name: Method(fact, lambda name=name: self._load(name))  # type: ignore[misc]
             for name, fact in facts.items()
         }
 
     @classmethod
-    def load(cls, path: str | Path, *, mmap: bool = False, on_disk: bool = False) -> Self:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        mmap: bool = False,
+        on_disk: bool = False,
+        engine: EngineName = "auto",
+        threads: int | None = None,
+    ) -> Self:
         """Load any ExecuTorch program; `flow.program.load` says all about it, `Image` what
         `on_disk` does."""
+        runs = choose(engine, threads)
         image = Image(Path(path), mmap=mmap, on_disk=on_disk)
         with open_program(image.source, fd=image.fd) as file:
             manifest = read_manifest(file)
             facts = read_facts(file, manifest)
             contexts = read_contexts(file)
             files = Files(image, file_extents(file))
-        return cls(image, facts, manifest, contexts, files)
+        return cls(image, facts, manifest, contexts, files, runs, threads)
 
     @property
     def method_names(self) -> tuple[str, ...]:
@@ -158,7 +179,8 @@ class Methods:
         return self[name].signature
 
     def run_method(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method with tensors by position or by name; returns a named tuple. Where several
+        """Call a method with tensors by position or by name, and `out=` as in `Method`; returns a
+        named tuple. Where several
         are sizes of one, as `attention.chunk` and `attention.one`, `attention` is the one whose
         signature admits the arguments.
 
@@ -191,7 +213,9 @@ class Methods:
         for method in self._methods.values():
             method.forget()
         self._engine.release()
-        self._engine = StockEngine(self._image, self._contexts)
+        self._engine = type(self._engine)(
+            self._image, self._contexts, self._facts, self._engine.threads
+        )
 
     def __getitem__(self, name: str) -> Method:
         if name not in self._methods:
@@ -223,12 +247,13 @@ class Methods:
         # Loading a method writes the initial values of its state. So all methods that have state
         # are loaded before the first of them runs: later, it would undo what that one wrote. One
         # that this process cannot load at all is no danger.
-        run = self._engine.method(name, self._facts[name].backends, self._facts[name].operators)
-        if self._facts[name].stateful:
-            for other, facts in self._facts.items():
-                if facts.stateful and loadable(facts.backends, facts.operators):
-                    self._engine.method(other, facts.backends, facts.operators)
-        return run
+        with self._loading:
+            run = self._engine.method(name)
+            if self._facts[name].stateful:
+                for other, facts in self._facts.items():
+                    if facts.stateful and loadable(facts.backends, facts.operators):
+                        self._engine.method(other)
+            return run
 
     def _unknown(self, name: str) -> CallError:
         return CallError(f"{self.path}: no method {name!r}{nearest(name, self._methods)}")

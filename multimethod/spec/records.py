@@ -6,7 +6,7 @@ hold `{i}` are templates, filled by `each` (see `expand.py`). Nothing here impor
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -86,6 +86,8 @@ class MethodSpec:
     calibration: `file.py:callable` that yields inputs of this method, in place of the spec's.
     sqnr: least signal-to-quantization-noise ratio of any output, in dB, for a quantized precision;
         none given: the precision's.
+    io: whose memory inputs and outputs are in while the method runs: "planned", the program's,
+        which the runtime copies to and from; or "caller", which it uses where they are.
     """
 
     module: str
@@ -100,6 +102,7 @@ class MethodSpec:
     precision: str | None = None
     calibration: str | None = None
     sqnr: float | None = None
+    io: Literal["planned", "caller"] = "planned"
     each: Each = field(factory=dict)
 
 

@@ -88,7 +88,7 @@ def compare_heads(
         progress.start(name)
         # Objects in the cache are replaced or deleted, never written to.
         paths = [objects.by_name[name].path for objects in (converted, plain)]
-        programs = [load(path, mmap=True) for path in paths]
+        programs = [load(path, mmap=True, engine="stock") for path in paths]
         apart = 0.0
         for inputs in _inputs(unit, examples):
             got, expected = (program.run_method(name, *inputs) for program in programs)

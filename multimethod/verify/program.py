@@ -38,7 +38,7 @@ def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = No
     units = make_units(spec_file, model)
     # It is the user's file, which may be written over meanwhile; and a copy in memory would take as
     # much as two checkpoints in half precision.
-    program = Program.load(path, on_disk=True)
+    program = Program.load(path, on_disk=True, engine="stock")
     require_same(program, spec_file, units)
     records = program.manifest.state if program.manifest is not None else ()
     private = {record.name: record.methods for record in records if not record.shared}

@@ -107,6 +107,7 @@ def run_here(
                 "threads": 1,
                 "imports": (),
                 "plan": str(job.plan) if job.plan is not None else None,
+                "io": job.io,
             }
         )
         answer = Answer(job, figures, figures.pop("error", None))

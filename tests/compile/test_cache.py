@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmpack.multimethod.compile.cache import Cache, default_root
+from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.errors import OutputError
-from mmpack.multimethod.scratch import scratch_folder
+from mmpack.multimethod.scratch import cache_root, scratch_folder
 
 KEY = "0123456789abcdef"
 
@@ -152,9 +152,9 @@ def test_a_cache_that_cannot_be_written_is_refused(
 def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("MMPACK_CACHE", raising=False)
-    assert default_root() == tmp_path / "mmpack"
+    assert cache_root() == tmp_path / "mmpack"
     monkeypatch.setenv("MMPACK_CACHE", str(tmp_path / "own"))
-    assert default_root() == tmp_path / "own"
+    assert cache_root() == tmp_path / "own"
 
 
 def test_logs_of_methods_with_odd_names_are_files_of_the_cache(tmp_path: Path) -> None:

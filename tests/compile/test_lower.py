@@ -126,3 +126,17 @@ def test_no_copy_is_made_of_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     program = load(tmp_path / "x.pte")
     x = torch.randn(3, 4)
     torch.testing.assert_close(program.run_method("f", x)[0], model(x))
+
+
+def test_whose_memory_inputs_are_in_makes_another_object(project: Any, tmp_path: Path) -> None:
+    project.model("""
+        class Model(nn.Module):
+            def forward(self, x):
+                return x * 2
+        """)
+    method = "methods: {f: {module: ., target: plain, inputs: {x: [2]}, outputs: [y]%s}}\n"
+    compiled = []
+    for io in ("", ", io: planned", ", io: caller", ""):
+        made = project.spec(method % io).build(cache=tmp_path / "cache")
+        compiled.append(made.compiled)
+    assert compiled == [1, 0, 1, 0]

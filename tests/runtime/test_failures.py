@@ -17,7 +17,7 @@ import torch
 
 from mmpack.multimethod import CallError, ExecutionError, load
 from mmpack.multimethod.flow.program import Program
-from mmpack.multimethod.runtime.failures import CODES, LISTENER, with_names
+from mmpack.multimethod.runtime.failures import CODES, LISTENER, heard, with_names
 
 X = torch.zeros(2, 3)
 RIGHT, WRONG = torch.tensor([2, 0, 0, 1]), torch.tensor([2, 0, 3, 1])
@@ -75,16 +75,18 @@ def test_a_value_out_of_range_is_a_wrong_call(program: Program) -> None:
 
 
 def test_what_a_run_that_goes_well_prints_is_printed(
-    program: Program, capsys: pytest.CaptureFixture[str]
+    toy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    program = load(toy, engine="stock")
     method = program["blend"]
     run = method.prepare()
+    execute = program._engine._methods["blend"].execute
 
     def talking(inputs: Any) -> list[Any]:
         print("a remark", file=sys.stderr)
-        return run(inputs)
+        return execute(inputs)  # type: ignore[no-any-return]
 
-    method._run = talking
+    method._run = heard(talking)
     method(X, X, RIGHT)
     assert capsys.readouterr().err == "a remark\n"
     with redirect_stderr(io.StringIO()) as elsewhere:

@@ -146,7 +146,7 @@ def test_a_method_whose_backend_is_missing_does_not_block_the_others_that_share_
 QUIET = """
 import sys, torch
 from mmpack.multimethod import load
-program = load(sys.argv[1])
+program = load(sys.argv[1], engine=sys.argv[2])
 program.run_method("window", torch.ones(16, 2), torch.ones(16, 2))
 program.run_method("add", torch.ones(2))
 program.reset()
@@ -154,9 +154,9 @@ program.run_method("matmul", torch.ones(8, 4), torch.ones(4, 8))
 """
 
 
-def test_loading_and_running_print_nothing_from_the_first_import_on(toy: Path) -> None:
+def test_loading_and_running_print_nothing_from_the_first_import_on(toy: Path, engine: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", QUIET, str(toy)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", QUIET, str(toy), engine], capture_output=True, text=True, check=True
     )
     assert (done.stdout, done.stderr) == ("", "")
 

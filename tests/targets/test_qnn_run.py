@@ -22,6 +22,7 @@ from ..compile.projects import Project
 from .qnn import needs_qnn
 
 pytestmark = needs_qnn
+both = pytest.mark.usefixtures("both_engines")
 
 X = torch.randn(1, 8, 64, generator=torch.Generator().manual_seed(0))
 CLOSE = {"rtol": 0, "atol": 3e-3}
@@ -48,11 +49,13 @@ def model(npu: Project) -> torch.nn.Module:
     return npu.load_model().requires_grad_(False)
 
 
+@both
 @pytest.mark.parametrize("order", ["mlp split cpu", "cpu split mlp", "split cpu mlp"])
 def test_methods_of_both_run_in_any_order(npu: Project, model: Any, order: str) -> None:
     assert right(load(npu.output), model, *order.split())
 
 
+@both
 def test_methods_for_two_chips_run_beside_each_other(npu: Project, model: Any) -> None:
     program = load(npu.output)
     half = X[:, :4]
@@ -60,12 +63,14 @@ def test_methods_for_two_chips_run_beside_each_other(npu: Project, model: Any) -
     torch.testing.assert_close(program.run_method("mlp", X).y, model.mlp(X), **CLOSE)
 
 
+@both
 def test_integer_inputs_find_their_rows(npu: Project, model: Any) -> None:
     rows = torch.tensor([[0, 31, 7, 7, 1, 2, 3, 30]])
     out = load(npu.output).run_method("table", rows).out
     torch.testing.assert_close(out, model.table(rows), **CLOSE)
 
 
+@both
 def test_state_that_a_qnn_method_writes_is_the_program_s(npu: Project) -> None:
     """Left to itself, executorch gives the buffer to the delegate, where no other method sees it
     and nothing resets it."""
@@ -79,6 +84,7 @@ def test_state_that_a_qnn_method_writes_is_the_program_s(npu: Project) -> None:
     assert is_all(program.run_method("count", ones), 2)
 
 
+@both
 def test_one_program_loaded_twice_is_two(npu: Project, model: Any) -> None:
     """The runtime knows a context by a number in the file. It would give the second program the
     first one's, and destroy it with either."""
@@ -97,6 +103,7 @@ def test_one_program_loaded_twice_is_two(npu: Project, model: Any) -> None:
     assert right(third, model)
 
 
+@both
 def test_programs_loaded_from_several_threads_do_not_share(npu: Project, model: Any) -> None:
     results: list[bool] = []
 
@@ -122,7 +129,7 @@ def test_every_qnn_delegate_has_a_name_of_its_own(npu: Project) -> None:
 LOAD = """
 import sys
 from mmpack.multimethod import load
-program = load(sys.argv[1])
+program = load(sys.argv[1], engine="stock")
 def run(*names):
     import torch
     for name in names:
@@ -157,6 +164,18 @@ made = to_edge_transform_and_lower({"f": ep}, partitioner={"f": [XnnpackPartitio
 stock = Runtime.get().load_program(made.to_executorch().buffer).load_method("f")
 stock.execute([torch.ones(1, 4)])
 """
+NATIVE_LATE = """
+import torch
+stock, native = (load(sys.argv[1], engine=name) for name in ("stock", "native"))
+for name in ("mlp", "split", "cpu"):
+    x = torch.ones(1, 8, 64)
+    assert torch.equal(stock.run_method(name, x).y, native.run_method(name, x).y)
+    try:
+        native[name].prepare()([torch.ones(3)])
+    except RuntimeError:
+        continue
+    raise AssertionError
+"""
 ORDERS = {
     "nothing before": f"{LOAD}\nrun('mlp', 'split', 'cpu')",
     "torch first, and heavily used": f"{HEAVY}\n{LOAD}\nrun('cpu', 'mlp')\n{HEAVY}\nrun('split')",
@@ -166,6 +185,7 @@ ORDERS = {
     "torch and executorch last": f"{LOAD}\nrun('mlp')\n{THROW}\n{HEAVY}\n{LOWER}\n"
     "run('mlp', 'cpu')",
     "exceptions of C++ before and after": f"{THROW}\n{LOAD}\nrun('mlp')\n{THROW}\nrun('split')",
+    "the native engine last": f"{LOAD}\nrun('mlp')\n{THROW}\n{NATIVE_LATE}\n{THROW}",
     "a second program, the first gone": f"{LOAD}\nrun('mlp')\n{LOAD}\nrun('cpu', 'mlp')\n"
     "program.reset()\nrun('split', 'mlp')",
 }
@@ -173,7 +193,7 @@ ORDERS = {
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_the_order_of_imports_and_loads_does_not_matter(
-    npu: Project, model: Any, tmp_path: Path, order: str
+    npu: Project, model: Any, tmp_path: Path, order: str, native_engine: object
 ) -> None:
     ones = torch.ones(1, 8, 64)
     expected = {name: model.get_submodule(path)(ones) for name, path in MODULES.items()}

@@ -1,0 +1,162 @@
+// The engine as Python sees it: programs, their methods, and locks that methods share.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "log.h"
+#include "method.h"
+#include "tensors.h"
+
+namespace py = pybind11;
+
+namespace mmpack {
+namespace {
+
+Input input_from(PyObject* value) {
+  if (is_tensor(value)) {
+    return view(value);
+  }
+  if (value == Py_None) {
+    return std::monostate();
+  }
+  if (PyBool_Check(value)) {
+    return value == Py_True;
+  }
+  if (PyLong_Check(value)) {
+    const int64_t whole = PyLong_AsLongLong(value);
+    if (whole == -1 && PyErr_Occurred() != nullptr) {
+      PyErr_Clear();
+      throw Failure("an integer does not fit 64 bits");
+    }
+    return whole;
+  }
+  if (PyFloat_Check(value)) {
+    return PyFloat_AS_DOUBLE(value);
+  }
+  throw Failure(
+      std::string("Unsupported python type ") + Py_TYPE(value)->tp_name +
+      ". Ensure that inputs are passed as a flat list of tensors.");
+}
+
+/// `given`: what the caller gave for it, or None.
+PyObject* output_to(Output& output, PyObject* given) {
+  if (std::get_if<Written>(&output) != nullptr) {
+    return Py_NewRef(given);
+  }
+  if (Fresh* made = std::get_if<Fresh>(&output)) {
+    return made->wrap();
+  }
+  if (const int64_t* whole = std::get_if<int64_t>(&output)) {
+    return PyLong_FromLongLong(*whole);
+  }
+  if (const double* number = std::get_if<double>(&output)) {
+    return PyFloat_FromDouble(*number);
+  }
+  if (const bool* flag = std::get_if<bool>(&output)) {
+    return PyBool_FromLong(*flag ? 1 : 0);
+  }
+  if (const std::string* text = std::get_if<std::string>(&output)) {
+    return PyUnicode_FromStringAndSize(text->data(), static_cast<Py_ssize_t>(text->size()));
+  }
+  return Py_NewRef(Py_None);
+}
+
+py::object fast_sequence(const py::handle& given, const char* otherwise) {
+  auto sequence =
+      py::reinterpret_steal<py::object>(PySequence_Fast(given.ptr(), otherwise));
+  if (!sequence) {
+    throw py::error_already_set();
+  }
+  return sequence;
+}
+
+py::list run(Method& method, const py::object& inputs_given, const py::object& out) {
+  const auto sequence = fast_sequence(inputs_given, "inputs are a sequence");
+  std::vector<Input> inputs;
+  inputs.reserve(static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr())));
+  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(sequence.ptr()); ++i) {
+    inputs.push_back(input_from(PySequence_Fast_GET_ITEM(sequence.ptr(), i)));
+  }
+  py::object places;
+  std::vector<std::optional<View>> given;
+  if (!out.is_none()) {
+    places = fast_sequence(out, "out is a sequence");
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(places.ptr()); ++i) {
+      PyObject* place = PySequence_Fast_GET_ITEM(places.ptr(), i);
+      given.push_back(is_tensor(place) ? std::optional(view(place)) : std::nullopt);
+    }
+  }
+  std::vector<Output> outputs;
+  {
+    const py::gil_scoped_release released;
+    outputs = method.run(inputs, given);
+  }
+  py::list results(outputs.size());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    PyObject* value = output_to(
+        outputs[i],
+        i < given.size() ? PySequence_Fast_GET_ITEM(places.ptr(), static_cast<Py_ssize_t>(i))
+                         : Py_None);
+    if (value == nullptr) {
+      throw py::error_already_set();
+    }
+    PyList_SET_ITEM(results.ptr(), static_cast<Py_ssize_t>(i), value);
+  }
+  return results;
+}
+
+}  // namespace
+}  // namespace mmpack
+
+PYBIND11_MODULE(mmpack_native, module) {
+  using namespace mmpack;
+
+  py::class_<std::mutex, std::shared_ptr<std::mutex>>(module, "Lock").def(py::init<>());
+
+  py::class_<Program, std::shared_ptr<Program>>(module, "Program")
+      // Told apart by name: pybind11 takes bytes for text.
+      .def_static(
+          "from_file",
+          [](const std::string& path) { return std::make_shared<Program>(path); },
+          py::arg("path"))
+      .def_static(
+          "from_bytes",
+          [](const py::bytes& data) {
+            char* start = nullptr;
+            Py_ssize_t size = 0;
+            if (PyBytes_AsStringAndSize(data.ptr(), &start, &size) != 0) {
+              throw py::error_already_set();
+            }
+            return std::make_shared<Program>(start, static_cast<size_t>(size));
+          },
+          py::arg("data"));
+
+  py::class_<Method, std::shared_ptr<Method>>(module, "Method")
+      .def(
+          py::init([](std::shared_ptr<Program> program,
+                      const std::string& name,
+                      std::vector<std::shared_ptr<std::mutex>> locks,
+                      bool one_thread,
+                      std::string weights) {
+            return std::make_shared<Method>(
+                std::move(program),
+                name,
+                std::move(locks),
+                Options{one_thread, std::move(weights)});
+          }),
+          py::arg("program"),
+          py::arg("name"),
+          py::arg("locks"),
+          py::arg("one_thread"),
+          py::arg("weights"))
+      .def("run", &run, py::arg("inputs"), py::arg("out") = py::none())
+      .def("addresses", &Method::addresses)
+      .def("unload", &Method::unload, py::call_guard<py::gil_scoped_release>());
+
+  module.def(
+      "reads",
+      [](const py::object& tensor, uintptr_t address) { return reads(tensor.ptr(), address); },
+      py::arg("tensor"),
+      py::arg("address"));
+
+  listen();
+}

@@ -1,0 +1,88 @@
+#include "tensors.h"
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/TensorBase.h>
+
+#include <utility>
+
+// From torch/csrc/autograd/python_variable.h, which takes 20 s to compile.
+extern PyObject* THPVariableClass;
+PyObject* THPVariable_Wrap(const at::TensorBase& var);
+
+namespace mmpack {
+namespace {
+
+// The beginning of torch's THPVariable; `reads` tells whether it still is.
+struct Variable {
+  PyObject_HEAD at::TensorBase tensor;
+};
+
+const at::TensorBase& unpack(PyObject* object) {
+  return reinterpret_cast<Variable*>(object)->tensor;
+}
+
+at::TensorBase owner(void* impl) {
+  auto* held = static_cast<c10::TensorImpl*>(impl);
+  return at::TensorBase(
+      c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim(held));
+}
+
+c10::IntArrayRef array(std::span<const int64_t> values) {
+  return {values.data(), values.size()};
+}
+
+}  // namespace
+
+bool is_tensor(PyObject* object) {
+  auto* type = reinterpret_cast<PyTypeObject*>(THPVariableClass);
+  return Py_IS_TYPE(object, type) || PyType_IsSubtype(Py_TYPE(object), type);
+}
+
+View view(PyObject* object) {
+  const at::TensorBase& tensor = unpack(object);
+  const auto sizes = tensor.sizes();
+  return {
+      const_cast<void*>(tensor.const_data_ptr()),
+      {sizes.data(), sizes.size()},
+      static_cast<int>(tensor.scalar_type()),
+      tensor.nbytes()};
+}
+
+bool reads(PyObject* tensor, uintptr_t address) {
+  // Looked at as a pointer before it is followed.
+  void* impl = *reinterpret_cast<void**>(reinterpret_cast<char*>(tensor) + sizeof(PyObject));
+  return sizeof(at::TensorBase) == sizeof(void*) && impl != nullptr &&
+      reinterpret_cast<uintptr_t>(view(tensor).data) == address;
+}
+
+Fresh::Fresh(std::span<const int64_t> sizes, std::span<const int64_t> strides, int dtype)
+    : impl_(at::detail::empty_strided_cpu(
+                array(sizes), array(strides), static_cast<c10::ScalarType>(dtype))
+                .unsafeReleaseTensorImpl()) {}
+
+Fresh::Fresh(Fresh&& other) noexcept : impl_(std::exchange(other.impl_, nullptr)) {}
+
+Fresh& Fresh::operator=(Fresh&& other) noexcept {
+  std::swap(impl_, other.impl_);
+  return *this;
+}
+
+Fresh::~Fresh() {
+  if (impl_ != nullptr) {
+    owner(impl_);
+  }
+}
+
+void* Fresh::data() const {
+  return static_cast<c10::TensorImpl*>(impl_)->mutable_data();
+}
+
+void Fresh::narrow(std::span<const int64_t> sizes) {
+  static_cast<c10::TensorImpl*>(impl_)->set_sizes_contiguous(array(sizes));
+}
+
+PyObject* Fresh::wrap() {
+  return THPVariable_Wrap(owner(std::exchange(impl_, nullptr)));
+}
+
+}  // namespace mmpack
