@@ -10,8 +10,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from mmpack.multimethod.compile.cache import LOCK, default_root, read_record
+from mmpack.multimethod.compile.cache import LOCK, read_record
 from mmpack.multimethod.errors import OutputError
+from mmpack.multimethod.scratch import cache_root
 
 
 @frozen
@@ -40,9 +41,9 @@ class Pruned:
 def stored(root: Path | None = None) -> list[Stored]:
     """All that a cache holds, what was used last first; nothing for a folder that is not there.
 
-    root: the cache's folder; None: see `default_root`.
+    root: the cache's folder; None: see `cache_root`.
     """
-    root = (root or default_root()).absolute()
+    root = (root or cache_root()).absolute()
     found = [*_objects(root), *_facts(root)]
     return sorted(found, key=lambda entry: (-entry.used, entry.paths))
 
@@ -53,7 +54,7 @@ def prune(most: int, root: Path | None = None) -> Pruned:
     Raises OutputError if a build is using it (its objects must stay until it has linked them), or
     something cannot be removed.
     """
-    root = (root or default_root()).absolute()
+    root = (root or cache_root()).absolute()
     with _alone(root):
         kept, removed = stored(root), []
         size = sum(entry.size for entry in kept)
