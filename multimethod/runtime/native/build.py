@@ -43,14 +43,6 @@ COMPILERS = ("g++", "clang++", "c++")
 HERE = Path(__file__).parent
 
 
-class CompilerMissing(TargetError):
-    """There is no C++ compiler."""
-
-
-class BuildFailed(TargetError):
-    """The compiler did not make the engine. Names its log."""
-
-
 def compiler() -> list[str] | None:
     """The command of the C++ compiler: `$CXX`, or the first that is found."""
     own = shlex.split(os.environ.get("CXX", ""))
@@ -74,7 +66,8 @@ def failed() -> Path | None:
 def build(say: Callable[[], None] = lambda: None) -> Path:
     """The extension, compiled now if it is not there, which takes some ten seconds.
 
-    say: called before that. Raises CompilerMissing or BuildFailed.
+    say: called before that. Raises TargetError if
+    there is no compiler, or it fails; its log is named then.
     """
     if (path := built()) is not None:
         return path
@@ -82,7 +75,7 @@ def build(say: Callable[[], None] = lambda: None) -> Path:
     if command is None:
         own = os.environ.get("CXX")
         found = f"CXX is {own!r}, which is not found" if own else "none of them is found"
-        raise CompilerMissing(
+        raise TargetError(
             f"the native engine needs a C++ compiler ({', '.join(COMPILERS)}), and {found}: "
             "apt-get install g++"
         )
@@ -97,7 +90,7 @@ def build(say: Callable[[], None] = lambda: None) -> Path:
                 _compile(command, scratch)
                 os.replace(scratch / "made", folder)
     except OSError as error:
-        raise BuildFailed(
+        raise TargetError(
             f"the native engine cannot be written to {folder.parent} ({error.strerror or error}); "
             "name another folder with MMPACK_CACHE"
         ) from error
@@ -123,7 +116,7 @@ def _extension(path: Path) -> ModuleType:
         sys.setdlopenflags(flags)
     probe = torch.zeros(1)
     if not module.reads(probe, probe.data_ptr()):
-        raise BuildFailed(
+        raise TargetError(
             f"the native engine does not know the tensors of torch {torch.__version__}"
         )
     return module
@@ -134,12 +127,12 @@ _importing = threading.Lock()
 
 def extension(path: Path) -> ModuleType:
     """The extension as a module. The stock runtime must have been imported before: backends and
-    kernels are those that it brought. Raises BuildFailed if it does not fit what is installed."""
+    kernels are those that it brought. Raises TargetError if it does not fit what is installed."""
     with _importing:
         try:
             return _extension(path)
         except ImportError as error:
-            raise BuildFailed(f"the native engine cannot be loaded: {error}") from error
+            raise TargetError(f"the native engine cannot be loaded: {error}") from error
 
 
 def _compile(command: list[str], scratch: Path) -> None:
@@ -179,7 +172,7 @@ def _compile(command: list[str], scratch: Path) -> None:
         text = "\n".join(f"$ {shlex.join(part.args)}\n{part.stdout}" for part in done)
         (scratch / "log").write_text(text)
         os.replace(scratch / "log", log)
-        raise BuildFailed(f"the native engine does not compile with {command[0]}; its log: {log}")
+        raise TargetError(f"the native engine does not compile with {command[0]}; its log: {log}")
     _log(command).unlink(missing_ok=True)
 
 
