@@ -115,8 +115,8 @@ def explained(
     inputs: Sequence[Any],
 ) -> MmpackError:
     """A run's failure, its first line ExecuTorch's answer and then what it printed, as an error to
-    be raised. A CallError if integers of an input are beyond the `ranges` that it was verified with:
-    that is then what an index is too large for."""
+    be raised. A CallError if integers of an input are beyond the `ranges` that it was verified
+    with: that is then what an index is too large for."""
     first, *printed = str(error).splitlines() or [""]
     lines = [line for line in printed if not _NOISE.search(line)]
     reason = "\n  ".join([with_names(first), *lines[-MOST_LINES:]])

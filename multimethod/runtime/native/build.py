@@ -66,8 +66,8 @@ def failed() -> Path | None:
 def build(say: Callable[[], None] = lambda: None) -> Path:
     """The extension, compiled now if it is not there, which takes some ten seconds.
 
-    say: called before that. Raises TargetError if
-    there is no compiler, or it fails; its log is named then.
+    say: called before that. Raises TargetError if there is no compiler, or it fails; its log is
+    named then.
     """
     if (path := built()) is not None:
         return path
