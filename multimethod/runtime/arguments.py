@@ -64,7 +64,7 @@ class Arguments:
         """Arguments by position and by name, in call order."""
         if len(args) + len(kwargs) == self._count:
             try:
-                return [*args, *[kwargs[name] for name in self._names[len(args) :]]]
+                return [*args, *map(kwargs.__getitem__, self._names[len(args) :])]
             except KeyError:
                 pass  # said in words below
         if len(args) > self._count:

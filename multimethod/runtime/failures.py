@@ -91,6 +91,8 @@ def heard(execute: Callable[[Sequence[Any]], list[Any]]) -> Callable[..., list[A
     """What runs a method in the stock runtime, with all that is printed meanwhile in its
     RuntimeErrors, after their own line. `out` is nothing to that runtime."""
 
+    printed = LISTENER.tell
+
     def run(inputs: Sequence[Any], out: Sequence[Any] | None = None) -> list[Any]:
         # No thread waits here for long: the runtime holds the GIL while a method runs.
         with STDERR:
@@ -102,7 +104,7 @@ def heard(execute: Callable[[Sequence[Any]], list[Any]]) -> Callable[..., list[A
             finally:
                 if sys.stderr is LISTENER:
                     sys.stderr = stderr
-                if LISTENER.tell():
+                if printed():
                     LISTENER.pass_on(stderr)
 
     return run
