@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -174,18 +175,17 @@ def build(
     from mmpack.multimethod.report.json_lines import JsonLines
     from mmpack.multimethod.report.tables import build_summary, build_table, terminal
 
+    made = partial(build, spec, output, jobs=jobs, verify=not no_verify, cache=cache)
     if quiet:
-        build(spec, output, jobs=jobs, verify=not no_verify, cache=cache)
+        made()
         return
     if log_format == "json":
         lines = JsonLines(click.echo)
-        lines.built(
-            build(spec, output, jobs=jobs, verify=not no_verify, cache=cache, progress=lines)
-        )
+        lines.built(made(progress=lines))
         return
     console = terminal()
     with Display(console) as display:
-        report = build(spec, output, jobs=jobs, verify=not no_verify, cache=cache, progress=display)
+        report = made(progress=display)
     console.print(build_table(report))
     click.echo(build_summary(report))
 

@@ -76,7 +76,7 @@ def compare_schedules(
     times: a file as `report.trace_files` writes it. ratio: how much work the lanes have, in the
     order of `lanes`, or with the CPU last; each call of a lane takes as long as the others there.
     """
-    program = load(path)
+    program = load(path, engine="stock")  # nothing is run
     chosen = program.flow(flow or _widest(program))
     plan = chosen.plan
     pieces = pieces or max(1, min(_MANY, _room(plan) // plan.size))

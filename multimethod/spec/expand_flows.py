@@ -62,11 +62,12 @@ def _flows(
     without what its templates become."""
     keys: Keys = ("flow", template)
     bare = attrs.evolve(flow, each={}, steps=())
-    wrong = [] if "each" in spoilt else wrong_name(template, flow.each, keys, "flow")
-    if "each" not in spoilt:
-        wrong += unknown_symbols(bare, flow.each, keys)
+    if "each" in spoilt:
+        return [], {template: _left(flow, keys, spoilt)}
+    wrong = wrong_name(template, flow.each, keys, "flow")
+    wrong += unknown_symbols(bare, flow.each, keys)
     made: dict[str, ExpandedFlow] = {}
-    for values in [] if wrong or "each" in spoilt else combinations(flow.each):
+    for values in [] if wrong else combinations(flow.each):
         name = fill_text(template, values)
         if name in made or name in taken:
             wrong = [Finding(keys, f"more than one flow would be {name!r}", at_key=True)]
@@ -76,31 +77,35 @@ def _flows(
         except Wrong as error:
             wrong = [Finding(keys, str(error), at_key=True)]
             break
-        steps, more = unroll(flow.steps, (*keys, "steps"), values)
+        steps, more = unroll(flow.steps, (*keys, "steps"), values, count(flow.each))
         lost = spoilt | {"each"} if more else spoilt
         made[name] = ExpandedFlow(Expanded(filled, Origin(keys, values)), steps, lost)
         if more:  # the same again for every other value
             return more, made
     if made and not wrong:
         return [], made
-    if "each" not in spoilt:
-        any_values = {symbol: values[0] for symbol, values in flow.each.items() if values}
-        wrong += unroll(flow.steps, (*keys, "steps"), any_values)[1]
+    any_values = {symbol: values[0] for symbol, values in flow.each.items()}
+    wrong += unroll(flow.steps, (*keys, "steps"), any_values)[1]
+    return wrong, {template: _left(flow, keys, spoilt)}
+
+
+def _left(flow: FlowSpec, keys: Keys, spoilt: frozenset[str]) -> ExpandedFlow:
+    """What is left of an entry of which it cannot be known what its templates become."""
+    bare = attrs.evolve(flow, each={}, steps=())
     fields = {a.name: getattr(bare, a.name) for a in attrs.fields(FlowSpec)}
     unfilled = {field for field, value in fields.items() if unknown_symbols(value, {}, ())}
     left = Expanded(attrs.evolve(flow, each={}), Origin(keys, {}))
-    return wrong, {template: ExpandedFlow(left, [], spoilt | unfilled | {"each"})}
+    return ExpandedFlow(left, [], spoilt | unfilled | {"each"})
 
 
 def unroll(
-    steps: tuple[StepSpec, ...], keys: Keys, outer: Values | None = None, times: int = 1
+    steps: tuple[StepSpec, ...], keys: Keys, outer: Values, times: int = 1
 ) -> tuple[list[Expanded[StepSpec]], list[Finding]]:
     """Steps without `each`, in the order in which they run.
 
-    `keys` lead to the steps; `outer` is what the groups around them fill in, `times` how often
-    those groups repeat them.
+    `keys` lead to the steps; `outer` is what the flow and the groups around them fill in, `times`
+    how often those repeat them.
     """
-    outer = outer or {}
     flat: list[Expanded[StepSpec]] = []
     findings: list[Finding] = []
     for number, step in enumerate(steps):
