@@ -196,7 +196,7 @@ class Flow:
                 method.prepare()  # here: loading one with state writes to memory of others
         tasks = make_tasks(self.plan, pieces)
         work = make_work(tasks, self.lanes, self.times)
-        run = PipelinedRun(tasks, methods, inputs, caches, given)
+        run = PipelinedRun(tasks, methods, inputs, caches, given, self._lasting)
         try:
             ran = dispatch(work, workers, self._orders.order(work, workers, schedule), run.perform)
         except TaskFailed as failed:

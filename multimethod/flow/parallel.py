@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from mmpack.multimethod.flow.caches import append, cut_piece, positions, storage, visible
-from mmpack.multimethod.flow.tasks import Piece, Source, Tasks, lasting
+from mmpack.multimethod.flow.tasks import Piece, Source, Tasks
 
 
 class PipelinedRun:
     """The values of one run. `perform` runs a task, in any thread. given: the pieces whose outputs
-    are wanted; of the others only those steps are run which later pieces depend on."""
+    are wanted; of the others only the steps `lasting` are run, on which later pieces depend."""
 
     def __init__(
         self,
@@ -28,10 +28,11 @@ class PipelinedRun:
         inputs: Mapping[str, Tensor],
         caches: dict[str, Tensor],
         given: Collection[Piece],
+        lasting: Collection[int],
     ) -> None:
         self.tasks = tasks
         self._given = frozenset(piece.number for piece in given)
-        self._lasting = lasting(tasks.plan)
+        self._lasting = lasting
         self._outputs: dict[str, dict[int, Tensor]] = {name: {} for name in tasks.outputs}
         self._methods = methods
         self._inputs = inputs

@@ -24,6 +24,8 @@ from mmpack.multimethod import Context, build, load
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.init import Cache, Choices, Split, init
 
+from .decoders import smollm2_like
+
 LAYERS, CHUNK, CONTEXT, PROMPT, ANSWER, ROUNDS = 4, 64, 1024, 256, 16, 7
 WAYS: list[tuple[Split, Cache]] = [
     ("whole", "fixed"),
@@ -34,17 +36,7 @@ WAYS: list[tuple[Split, Cache]] = [
 
 
 def test_cuts(tmp_path: Path, benchmark: Any) -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=4096,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        architectures=["LlamaForCausalLM"],
-    )
+    config = smollm2_like(LAYERS, 4096, CONTEXT)
     config.save_pretrained(tmp_path)
     weights = sum(p.numel() * p.element_size() for p in _parameters(config))
     rows: dict[str, dict[str, Any]] = {}

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from rich.console import Console
 from rich.table import Table
 
@@ -28,22 +27,14 @@ from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.flow.trace import Span
 from mmpack.multimethod.init import Choices, Split, init
 
+from .decoders import smollm2_like
+
 LAYERS, CHUNK, CONTEXT, PROMPT, ROUNDS = 6, 64, 1024, 512, 9
 FINE: Split = "qkv/attention/mlp"
 
 
 def test_pipeline(tmp_path: Path, benchmark: Any) -> None:
-    config = transformers.LlamaConfig(
-        vocab_size=256,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=CONTEXT,
-        tie_word_embeddings=True,
-        architectures=["LlamaForCausalLM"],
-    )
+    config = smollm2_like(LAYERS, 256, CONTEXT)
     config.save_pretrained(tmp_path)
     split, whole = (_built(tmp_path, cut) for cut in (FINE, "whole"))
     tokens = torch.randint(256, (1, PROMPT), generator=torch.Generator().manual_seed(0))
