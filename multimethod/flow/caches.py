@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from mmpack.multimethod.flow.plan import CacheSpec, Cut
+from mmpack.multimethod.flow.plan import CacheSpec, Cut, Plan
 from mmpack.multimethod.flow.tasks import shown
 
 
@@ -45,6 +47,13 @@ def cut_piece(whole: Tensor, cut: Cut, start: int, rows: int) -> Tensor:
     padded = piece.new_zeros(shape)
     padded.narrow(cut.axis, 0, rows).copy_(piece)
     return padded
+
+
+def joined(plan: Plan, pieces: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
+    """For each output of a flow its pieces in one; {} without any."""
+    return {
+        name: torch.cat(pieces[name], dim=axis) for name, axis in plan.joins.items() if pieces[name]
+    }
 
 
 def positions(first: int, rows: int, size: int) -> Tensor:

@@ -10,41 +10,28 @@ logits = prefill.run(tokens, schedule="out-of-order", lanes={"npu": 1, "cpu": 1}
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from mmpack.multimethod.errors import FlowError, MmpackError, nearest
-from mmpack.multimethod.flow.caches import append, cut_piece, positions, storage, visible
+from mmpack.multimethod.flow.caches import append, cut_piece, joined, positions, storage, visible
 from mmpack.multimethod.flow.context import Context, require_own, require_room, rewind
-from mmpack.multimethod.flow.dispatch import TaskFailed, dispatch
+from mmpack.multimethod.flow.dispatch import TaskFailed
 from mmpack.multimethod.flow.inputs import bound, length_of, wrong
 from mmpack.multimethod.flow.orders import Orders, Pipelined
-from mmpack.multimethod.flow.parallel import PipelinedRun
+from mmpack.multimethod.flow.pipelines import Callables, Pipelines
 from mmpack.multimethod.flow.plan import Plan, Step
-from mmpack.multimethod.flow.tasks import Piece, Tasks, lasting, make_pieces, make_tasks
+from mmpack.multimethod.flow.tasks import Piece, Tasks, lasting, make_pieces
 from mmpack.multimethod.flow.trace import Span
-from mmpack.multimethod.flow.work import Times, make_work, settled_workers
-from mmpack.multimethod.runtime import Method
+from mmpack.multimethod.flow.work import Times, settled_workers
 from mmpack.multimethod.spec.flow_walk import POSITIONS
 from mmpack.multimethod.targets.base import CPU
 
 Scheduled = Literal["serial", "in-order", "out-of-order"]
 Given = Literal["all", "last", "none"]
-
-
-class Callables(Protocol):
-    """Methods by name; each takes its inputs by name and gives a named tuple."""
-
-    def __getitem__(self, name: str, /) -> Callable[..., Any]: ...
-
-    def last_call(self, name: str, /) -> int:
-        """A number that the last call of a method with state has to itself; 0 if its state is what
-        it was at the beginning."""
-        ...
 
 
 class Flow:
@@ -61,6 +48,7 @@ class Flow:
         self._methods = methods
         self._orders = Orders()
         self._lasting = lasting(plan)
+        self._pipelines = Pipelines(plan, methods, self.lanes)
         self._result = namedtuple(f"{plan.name}_outputs", list(plan.joins))  # type: ignore[misc]
 
     @property
@@ -111,7 +99,7 @@ class Flow:
         pieces = make_pieces(self.plan, begin, length)
         given = {"all": pieces, "last": pieces[-1:], "none": ()}[give]
         spans: list[Span] = []
-        outputs: Mapping[str, list[Tensor]]
+        outputs: Mapping[str, Tensor]
         try:
             if schedule == "serial":
                 outputs = self._serial(inputs, pieces, context.caches, spans, given)
@@ -129,9 +117,7 @@ class Flow:
                 trace += spans
         if give == "none":
             return None
-        return self._result(
-            *(torch.cat(outputs[name], dim=axis) for name, axis in self.plan.joins.items())
-        )
+        return self._result(*(outputs[name] for name in self.plan.joins))
 
     def _serial(
         self,
@@ -140,7 +126,7 @@ class Flow:
         caches: dict[str, Tensor],
         spans: list[Span],
         given: Sequence[Piece],
-    ) -> dict[str, list[Tensor]]:
+    ) -> dict[str, Tensor]:
         """Each piece through all steps, one after another."""
         outputs: dict[str, list[Tensor]] = {name: [] for name in self.plan.joins}
         for piece in pieces:
@@ -159,7 +145,7 @@ class Flow:
                 spans.append(Span(step.method, number, piece, lane, 0, began, perf_counter()))
             for name, axis in self.plan.joins.items() if piece in given else ():
                 outputs[name].append(values[name].narrow(axis, 0, piece.rows))
-        return outputs
+        return joined(self.plan, outputs)
 
     def _step(
         self, step: Step, values: dict[str, Tensor], piece: Piece, caches: dict[str, Tensor]
@@ -188,29 +174,25 @@ class Flow:
         given: Sequence[Piece],
         schedule: Pipelined,
         workers: Mapping[str, int],
-    ) -> dict[str, list[Tensor]]:
+    ) -> dict[str, Tensor]:
         """All pieces at once, each call when what it needs is there and its lane is free."""
-        methods = {step.method: self._methods[step.method] for step in self.plan.steps}
-        for method in methods.values():
-            if isinstance(method, Method):
-                method.prepare()  # here: loading one with state writes to memory of others
-        tasks = make_tasks(self.plan, pieces)
-        work = make_work(tasks, self.lanes, self.times)
-        run = PipelinedRun(tasks, methods, inputs, caches, given, self._lasting)
+        pipeline = self._pipelines.pipeline(tuple(pieces), tuple(given))
+        tasks = pipeline.tasks
+        order = self._orders.order(tasks, self.lanes, workers, schedule)
         try:
-            ran = dispatch(work, workers, self._orders.order(work, workers, schedule), run.perform)
+            outputs, ran = pipeline.run(inputs, caches, order, workers)
         except TaskFailed as failed:
             if isinstance(failed.error, KeyboardInterrupt):
                 raise failed.error  # noqa: B904 (it is what it was)
             raise self._failure(tasks, failed) from failed.error
         for one in ran:
-            if run.idle(one.task):
+            if one.task in pipeline.idle:
                 continue
             step, piece = tasks.at(one.task)
-            name, lane = tasks.method(one.task), work.lanes[one.task]
-            spans.append(Span(name, step, piece, lane, one.worker, one.begin, one.end))
+            name = tasks.method(one.task)
+            spans.append(Span(name, step, piece, self.lanes[name], one.worker, one.begin, one.end))
         self._orders.note(spans)
-        return run.outputs
+        return outputs
 
     def _failure(self, tasks: Tasks, failed: TaskFailed) -> FlowError:
         _, piece = tasks.at(failed.task)

@@ -7,8 +7,9 @@ from typing import Literal
 
 from mmpack.multimethod.flow.dispatch import Order
 from mmpack.multimethod.flow.policies import out_of_order, ranks
+from mmpack.multimethod.flow.tasks import Tasks
 from mmpack.multimethod.flow.trace import Span, measured
-from mmpack.multimethod.flow.work import Times, Work
+from mmpack.multimethod.flow.work import Times, Work, make_work
 
 Pipelined = Literal["in-order", "out-of-order"]
 
@@ -42,9 +43,17 @@ class Orders:
         self._times, self._pieces = times, -1
         self._made.clear()
 
-    def order(self, work: Work, workers: Mapping[str, int], schedule: Pipelined) -> Order:
-        key = schedule, len(work), *sorted(workers.items())
+    def order(
+        self,
+        tasks: Tasks,
+        lanes: Mapping[str, str],
+        workers: Mapping[str, int],
+        schedule: Pipelined,
+    ) -> Order:
+        """lanes: method -> lane."""
+        key = schedule, len(tasks), *sorted(workers.items())
         if key not in self._made:
+            work = make_work(tasks, lanes, self._times)
             self._made[key] = make_order(work, workers, schedule)
         return self._made[key]
 

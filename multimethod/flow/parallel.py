@@ -19,7 +19,7 @@ from mmpack.multimethod.flow.tasks import Piece, Source, Tasks
 
 class PipelinedRun:
     """The values of one run. `perform` runs a task, in any thread. given: the pieces whose outputs
-    are wanted; of the others only the steps `lasting` are run, on which later pieces depend."""
+    are wanted. idle: tasks that only serve outputs which nobody wants."""
 
     def __init__(
         self,
@@ -28,11 +28,11 @@ class PipelinedRun:
         inputs: Mapping[str, Tensor],
         caches: dict[str, Tensor],
         given: Collection[Piece],
-        lasting: Collection[int],
+        idle: Collection[int],
     ) -> None:
         self.tasks = tasks
         self._given = frozenset(piece.number for piece in given)
-        self._lasting = lasting
+        self._idle = idle
         self._outputs: dict[str, dict[int, Tensor]] = {name: {} for name in tasks.outputs}
         self._methods = methods
         self._inputs = inputs
@@ -52,14 +52,9 @@ class PipelinedRun:
             for name, pieces in self._outputs.items()
         }
 
-    def idle(self, task: int) -> bool:
-        """Whether a task only serves outputs that nobody wants."""
-        number, piece = self.tasks.at(task)
-        return piece.number not in self._given and number not in self._lasting
-
     def perform(self, task: int) -> None:
         number, piece = self.tasks.at(task)
-        if not self.idle(task):
+        if task not in self._idle:
             inference, grad = self._modes
             with torch.inference_mode(inference), torch.set_grad_enabled(grad):
                 self._perform(number, piece)

@@ -23,6 +23,7 @@ from mmpack.multimethod.runtime.chatter import caught
 from mmpack.multimethod.runtime.contexts import Contexts, renamed
 from mmpack.multimethod.runtime.facts import Facts
 from mmpack.multimethod.runtime.failures import with_names
+from mmpack.multimethod.runtime.graph import Call, Graph
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.kernels import require_kernels, without_kernel
 from mmpack.multimethod.targets import BACKENDS, Backend
@@ -84,6 +85,10 @@ class Engine(ABC):
         run = _loaded(name, lambda: self._prepared(name), external(backends))
         self._runs[name] = run
         return run
+
+    def graph(self, calls: Sequence[Call]) -> Graph | None:
+        """Calls that it can run as a whole, their methods loaded; None if it cannot."""
+        return None
 
     def unload(self, name: str) -> None:
         """Free what ExecuTorch holds for one method, if it is loaded. Calling it afterwards is an

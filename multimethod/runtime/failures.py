@@ -111,7 +111,7 @@ def heard(execute: Callable[[Sequence[Any]], list[Any]]) -> Callable[..., list[A
 
 
 def explained(
-    error: RuntimeError,
+    error: Exception,
     signature: Signature,
     ranges: Mapping[str, tuple[int, int]],
     inputs: Sequence[Any],

@@ -16,7 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from mmpack.multimethod.errors import CallError, nearest
+from torch import Tensor
+
+from mmpack.multimethod.errors import CallError, MmpackError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.link.files import file_extents
 from mmpack.multimethod.runtime.arguments import Arguments
@@ -27,6 +29,7 @@ from mmpack.multimethod.runtime.facts import Facts, read_facts
 from mmpack.multimethod.runtime.failures import explained
 from mmpack.multimethod.runtime.files import Files
 from mmpack.multimethod.runtime.given import Given
+from mmpack.multimethod.runtime.graph import Call, CallsFailed, Graph, Ran, Rows
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.parts import Part, Tree, find, sized, tree
 from mmpack.multimethod.signature import Signature
@@ -78,7 +81,7 @@ class Method:
                 return self._result(self._given.fill(given, run(inputs, given)))
             return self._result(run(inputs))
         except RuntimeError as error:
-            raise explained(error, self.signature, self.ranges, inputs) from error
+            raise self.explain(error, inputs) from error
 
     def admits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether it can be called so."""
@@ -98,6 +101,16 @@ class Method:
         if self._run is None:
             self._run = self._load()
         return self._run
+
+    def begin(self) -> None:
+        """Have it loaded, for a call by other ways than this one."""
+        self.prepare()
+        if self._keeps:
+            self.last_call = next(_calls)
+
+    def explain(self, error: Exception, inputs: Sequence[Any]) -> MmpackError:
+        """The failure of a call with these inputs (None for one that is not known), in words."""
+        return explained(error, self.signature, self.ranges, inputs)
 
     def forget(self) -> None:
         """Have the next call load the method anew, with its state as it was at the beginning."""
@@ -195,6 +208,12 @@ class Methods:
             method = sized(self, name, args, kwargs)
         return method(*args, **kwargs)
 
+    def graph(self, calls: Sequence[Call]) -> Graph | None:
+        """Calls of its methods that its engine runs as a whole, without the checks of signatures
+        that other calls have; None if it cannot. Failures are in words, as in other calls."""
+        made = ProgramGraph(self, calls)
+        return made if made.possible else None
+
     def last_call(self, name: str) -> int:
         """What tells whether somebody else has called a method with state: see `Method`."""
         return self[name].last_call
@@ -257,6 +276,43 @@ class Methods:
 
     def _unknown(self, name: str) -> CallError:
         return CallError(f"{self.path}: no method {name!r}{nearest(name, self._methods)}")
+
+
+class ProgramGraph:
+    """Calls of a program's methods, whatever becomes of its engine and of the methods in it."""
+
+    def __init__(self, methods: Methods, calls: Sequence[Call]) -> None:
+        self._methods = methods
+        self._calls = calls
+        self._names = list(dict.fromkeys(c.method for c in calls if c.method is not None))
+        self._graph = self._made()
+
+    @property
+    def possible(self) -> bool:
+        return self._graph is not None
+
+    def run(self, tensors: Sequence[Tensor], ranks: Sequence[int], **how: Any) -> list[Ran]:
+        if self._methods._engine is not self._engine:
+            self._graph = self._made()
+        assert self._graph is not None
+        for name in self._names:
+            self._methods[name].begin()
+        try:
+            return self._graph.run(tensors, ranks, **how)
+        except CallsFailed as failed:
+            call = self._calls[failed.call]
+            method = self._methods[call.method or ""]
+            inputs = [
+                tensors[i.tensor].narrow(i.axis, i.start, i.length) if isinstance(i, Rows) else None
+                for i in call.inputs
+            ]
+            raise CallsFailed(failed.call, method.explain(failed.error, inputs)) from failed.error
+
+    def _made(self) -> Graph | None:
+        for name in self._names:
+            self._methods[name].prepare()
+        self._engine = self._methods._engine
+        return self._engine.graph(self._calls)
 
 
 def _result_type(signature: Signature) -> Callable[[list[Any]], Any]:

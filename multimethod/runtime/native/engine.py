@@ -10,7 +10,7 @@ has promised to be safe there. All others overlap.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,10 @@ from mmpack.multimethod.runtime.chatter import caught
 from mmpack.multimethod.runtime.contexts import Contexts
 from mmpack.multimethod.runtime.engine import Engine, Run, external, runtime
 from mmpack.multimethod.runtime.facts import Facts
+from mmpack.multimethod.runtime.graph import Call, Graph
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.native.build import build, extension
+from mmpack.multimethod.runtime.native.graph import NativeGraph
 from mmpack.multimethod.runtime.native.sharing import state_groups, weight_groups
 
 
@@ -69,6 +71,14 @@ class NativeEngine(Engine):
         )
         self._methods[name] = method
         return method.run  # type: ignore[no-any-return]
+
+    def graph(self, calls: Sequence[Call]) -> Graph | None:
+        names = list(dict.fromkeys(call.method for call in calls if call.method is not None))
+        for name in names:
+            self.method(name)
+        if not all(self._methods[name].rows for name in names):
+            return None  # the others' memory is laid out as only their callers know
+        return NativeGraph(self._extension, names, self._methods, calls)
 
     def _free(self, name: str) -> None:
         self._methods.pop(name).unload()

@@ -250,9 +250,18 @@ std::vector<Output> Method::run(
   std::vector<Output> outputs;
   outputs.reserve(results_.size());
   for (size_t i = 0; i < results_.size(); ++i) {
-    outputs.push_back(take(i, std::move(made[i]), fits(i, given) ? given[i] : std::nullopt));
+    const View* place = i < given.size() && given[i] ? &*given[i] : nullptr;
+    outputs.push_back(take(i, std::move(made[i]), place, fits(i, given)));
   }
   return outputs;
+}
+
+std::optional<View> Method::largest(size_t index) const {
+  const Result& result = results_[index];
+  if (!result.tensor || !result.rows) {
+    return std::nullopt;
+  }
+  return View{nullptr, result.sizes, result.dtype, result.bytes};
 }
 
 const EValue& Method::input(size_t index) const {
@@ -300,7 +309,8 @@ bool Method::fits(size_t index, std::span<const std::optional<View>> given) cons
       std::ranges::equal(given[index]->sizes, result.sizes);
 }
 
-Output Method::take(size_t index, Fresh&& made, const std::optional<View>& given) {
+/// given: what the caller gave; direct: and the method wrote there.
+Output Method::take(size_t index, Fresh&& made, const View* given, bool direct) {
   const EValue& value = method_->get_output(index);
   switch (value.tag) {
     case Tag::None:
@@ -325,10 +335,18 @@ Output Method::take(size_t index, Fresh&& made, const std::optional<View>& given
   std::copy(tensor.sizes().begin(), tensor.sizes().end(), sizes.begin());
   const bool largest =
       std::ranges::equal(std::span(sizes.data(), axes), results_[index].sizes);
-  if (given && largest) {
+  if (direct && largest) {
     return Written();
   }
-  if (!results_[index].planned && !given) {
+  if (given != nullptr && !direct && results_[index].rows &&
+      given->dtype == results_[index].dtype &&
+      std::ranges::equal(std::span(sizes.data(), axes), given->sizes)) {
+    if (tensor.nbytes() != 0) {
+      std::memcpy(given->data, tensor.const_data_ptr(), tensor.nbytes());
+    }
+    return Written();
+  }
+  if (!results_[index].planned && !direct) {
     if (!largest) {
       made.narrow({sizes.data(), axes});
     }
@@ -341,6 +359,17 @@ Output Method::take(size_t index, Fresh&& made, const std::optional<View>& given
     std::memcpy(copy.data(), tensor.const_data_ptr(), tensor.nbytes());
   }
   return copy;
+}
+
+bool Method::rows() const {
+  for (size_t i = 0; i < method_->inputs_size(); ++i) {
+    const EValue& value = input(i);
+    if (value.isTensor() && !std::ranges::is_sorted(value.toTensor().dim_order())) {
+      return false;
+    }
+  }
+  return std::ranges::all_of(
+      results_, [](const Result& result) { return !result.tensor || result.rows; });
 }
 
 std::vector<uintptr_t> Method::addresses() {

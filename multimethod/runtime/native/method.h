@@ -94,11 +94,23 @@ class Method {
   /// Raises Failure. The results are nobody else's.
   ///
   /// given: for each output, the caller's dense memory for it, or nothing; or none at all. It is
-  /// written to if the program leaves that output's place to the caller, and it has the largest
-  /// size of the output. Else the result stands elsewhere.
+  /// written to if it has the output's dtype and sizes: by the method itself where the program
+  /// leaves that output's place to the caller and these sizes are the largest, else with a copy.
+  /// Only if it has not the output's sizes does the result stand elsewhere.
   std::vector<Output> run(
       std::span<const Input> inputs,
       std::span<const std::optional<View>> given = {});
+
+  /// The look of an output at its largest, if it is a tensor whose rows lie in memory in their
+  /// order; what it refers to is the method's.
+  std::optional<View> largest(size_t index) const;
+
+  size_t outputs() const {
+    return results_.size();
+  }
+
+  /// Whether the rows of all its tensors, inputs and outputs, lie in memory in their order.
+  bool rows() const;
 
   /// Where the tensors were in the last run: its inputs, then its outputs; 0 for what is none.
   std::vector<uintptr_t> addresses();
@@ -121,7 +133,7 @@ class Method {
   const executorch::runtime::EValue& input(size_t index) const;
   void set(const Input& input, size_t index);
   bool fits(size_t index, std::span<const std::optional<View>> given) const;
-  Output take(size_t index, Fresh&& made, const std::optional<View>& given);
+  Output take(size_t index, Fresh&& made, const View* given, bool direct);
   [[noreturn]] void fail(const char* format, executorch::runtime::Error error) const;
 
   const std::string name_;

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "graph.h"
 #include "log.h"
 #include "method.h"
 #include "tensors.h"
@@ -104,6 +105,79 @@ py::list run(Method& method, const py::object& inputs_given, const py::object& o
   return results;
 }
 
+using PlainRows = std::tuple<size_t, size_t, int64_t, int64_t>;  // tensor, axis, start, length
+using PlainResult = std::pair<size_t, size_t>;                    // call, output
+using PlainCall = std::tuple<
+    std::optional<size_t>,                              // method
+    size_t,                                             // lane
+    std::vector<size_t>,                                // before
+    std::vector<std::variant<PlainRows, PlainResult>>,  // inputs
+    std::vector<std::pair<size_t, PlainRows>>>;         // copies: output, where to
+
+Rows rows_from(const PlainRows& rows) {
+  const auto& [tensor, axis, start, length] = rows;
+  return {tensor, axis, start, length};
+}
+
+Graph graph_from(const std::vector<PlainCall>& plain) {
+  std::vector<Call> calls;
+  calls.reserve(plain.size());
+  for (const auto& [method, lane, before, inputs, copies] : plain) {
+    Call& call = calls.emplace_back(Call{method.value_or(Call::kNothing), lane, before, {}, {}});
+    for (const auto& input : inputs) {
+      if (const auto* result = std::get_if<PlainResult>(&input)) {
+        call.inputs.push_back(Result{result->first, result->second});
+      } else {
+        call.inputs.push_back(rows_from(std::get<PlainRows>(input)));
+      }
+    }
+    for (const auto& [output, rows] : copies) {
+      call.copies.push_back({output, rows_from(rows)});
+    }
+  }
+  return Graph(std::move(calls));
+}
+
+std::vector<std::tuple<size_t, size_t, double, double>> run_graph(
+    const Graph& graph,
+    const std::vector<std::shared_ptr<Method>>& methods,
+    const py::list& tensors,
+    std::vector<size_t> ranks,
+    bool waits,
+    const std::vector<size_t>& workers,
+    const std::vector<int64_t>& delays) {
+  std::vector<Strided> table;
+  for (const py::handle& tensor : tensors) {
+    const View seen = view(tensor.ptr());
+    table.push_back(
+        {static_cast<uint8_t*>(seen.data), seen.sizes, strides(tensor.ptr()), seen.dtype});
+  }
+  bool interrupted = false;
+  const auto ask = [&] {
+    const py::gil_scoped_acquire held;
+    interrupted = interrupted || PyErr_CheckSignals() != 0;
+    return interrupted;
+  };
+  std::vector<Ran> ran;
+  try {
+    const py::gil_scoped_release released;
+    ran = graph.run(methods, table, Order{std::move(ranks), waits}, workers, delays, ask);
+  } catch (const CallFailed&) {
+    if (!interrupted) {
+      throw;
+    }
+  }
+  if (interrupted) {
+    throw py::error_already_set();
+  }
+  std::vector<std::tuple<size_t, size_t, double, double>> spans;
+  spans.reserve(ran.size());
+  for (const Ran& one : ran) {
+    spans.emplace_back(one.call, one.worker, one.begin, one.end);
+  }
+  return spans;
+}
+
 }  // namespace
 }  // namespace mmpack
 
@@ -149,8 +223,36 @@ PYBIND11_MODULE(mmpack_native, module) {
           py::arg("one_thread"),
           py::arg("weights"))
       .def("run", &run, py::arg("inputs"), py::arg("out") = py::none())
+      .def_property_readonly("rows", &Method::rows)
       .def("addresses", &Method::addresses)
       .def("unload", &Method::unload, py::call_guard<py::gil_scoped_release>());
+
+  py::class_<Graph>(module, "Graph")
+      .def(py::init(&graph_from), py::arg("calls"))
+      .def(
+          "run",
+          &run_graph,
+          py::arg("methods"),
+          py::arg("tensors"),
+          py::arg("ranks"),
+          py::arg("waits"),
+          py::arg("workers"),
+          py::arg("delays"));
+
+  // Its arguments: the number of the call, and what ExecuTorch had to say.
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> failed;
+  failed.call_once_and_store_result(
+      [&] { return py::exception<CallFailed>(module, "CallFailed", PyExc_RuntimeError); });
+  py::register_exception_translator([](std::exception_ptr thrown) {
+    try {
+      if (thrown) {
+        std::rethrow_exception(thrown);
+      }
+    } catch (const CallFailed& error) {
+      const py::tuple told = py::make_tuple(error.call, error.what());
+      PyErr_SetObject(failed.get_stored().ptr(), told.ptr());
+    }
+  });
 
   module.def(
       "reads",

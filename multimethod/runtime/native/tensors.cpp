@@ -48,6 +48,11 @@ View view(PyObject* object) {
       tensor.nbytes()};
 }
 
+std::span<const int64_t> strides(PyObject* object) {
+  const auto strides = unpack(object).strides();
+  return {strides.data(), strides.size()};
+}
+
 bool reads(PyObject* tensor, uintptr_t address) {
   // Looked at as a pointer before it is followed.
   void* impl = *reinterpret_cast<void**>(reinterpret_cast<char*>(tensor) + sizeof(PyObject));
@@ -75,6 +80,16 @@ Fresh::~Fresh() {
 
 void* Fresh::data() const {
   return static_cast<c10::TensorImpl*>(impl_)->mutable_data();
+}
+
+View Fresh::view() const {
+  const auto* impl = static_cast<const c10::TensorImpl*>(impl_);
+  const auto sizes = impl->sizes();
+  return {
+      data(),
+      {sizes.data(), sizes.size()},
+      static_cast<int>(c10::typeMetaToScalarType(impl->dtype())),
+      static_cast<size_t>(impl->numel()) * impl->dtype().itemsize()};
 }
 
 void Fresh::narrow(std::span<const int64_t> sizes) {

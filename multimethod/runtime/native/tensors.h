@@ -26,6 +26,9 @@ bool is_tensor(PyObject* object);
 /// What is known of a tensor (`is_tensor`).
 View view(PyObject* tensor);
 
+/// Its strides, in elements; they are the tensor's.
+std::span<const int64_t> strides(PyObject* tensor);
+
 /// Whether the engine reads the memory of torch's tensors rightly: `tensor` is any, `address` its
 /// data_ptr().
 bool reads(PyObject* tensor, uintptr_t address);
@@ -41,6 +44,7 @@ class Fresh {
   ~Fresh();
 
   void* data() const;
+  View view() const;
   /// Smaller sizes for the same memory, row by row.
   void narrow(std::span<const int64_t> sizes);
   /// As a new reference; it is then Python's. nullptr with Python's error set.
