@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from mmpack.multimethod.generate.tokenizer import Tokenizer
     from mmpack.multimethod.link import LinkReport, link
     from mmpack.multimethod.report.inspection import Inspection, inspect
-    from mmpack.multimethod.runtime.methods import Method
+    from mmpack.multimethod.runtime.method import Method
     from mmpack.multimethod.signature import Dim, Signature, ValueSpec
     from mmpack.multimethod.verify.checked import Verified
     from mmpack.multimethod.verify.program import verify

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 
@@ -11,13 +10,10 @@ import cattrs
 from mmpack.multimethod.errors import CallError, FlowError, FormatError, nearest
 from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.plan import Kept, make_plan
-from mmpack.multimethod.link import MethodRecord
 from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.runtime import Methods
-from mmpack.multimethod.runtime.engines import EngineName
+from mmpack.multimethod.runtime.engines import EngineName, Threads
 from mmpack.multimethod.spec.records import FlowSpec
-from mmpack.multimethod.targets import BACKENDS
-from mmpack.multimethod.targets.base import CPU
 
 
 class Program(Methods):
@@ -35,15 +31,6 @@ class Program(Methods):
             plan = make_plan(name, flow, signatures, self._kept())
             flows[name] = Flow(plan, self, self.lanes)
         return flows
-
-    @cached_property
-    def lanes(self) -> dict[str, str]:
-        """The processor that each method occupies while it runs: as the manifest says, else as its
-        backend, or the delegates in it, tell."""
-        records = self.manifest.methods if self.manifest is not None else {}
-        return {
-            name: _lane(records.get(name), facts.backends) for name, facts in self._facts.items()
-        }
 
     def _kept(self) -> Kept:
         buffers: dict[str, tuple[str, ...]] = {}
@@ -66,15 +53,6 @@ class Program(Methods):
         return super()._unknown(name)
 
 
-def _lane(record: MethodRecord | None, delegates: Collection[str]) -> str:
-    if record is not None and record.lane:
-        return record.lane
-    if record is not None and record.backend in BACKENDS:
-        return BACKENDS[record.backend].lane
-    special = (b.lane for b in BACKENDS.values() if b.delegate in delegates and b.lane != CPU)
-    return next(special, CPU)
-
-
 def _flow(plain: object, where: str) -> FlowSpec:
     """A flow out of a manifest, where it stands with its steps expanded."""
     if not isinstance(plain, dict):
@@ -94,7 +72,7 @@ def load(
     *,
     mmap: bool = False,
     engine: EngineName = "auto",
-    threads: int | None = None,
+    threads: Threads = None,
 ) -> Program:
     """Load a `.pte` program: one that mmpack made, or any other.
 
@@ -119,11 +97,12 @@ def load(
 
     threads: 1 runs a method in the thread that calls it, and in no other; as many methods then run
     at once as threads call some. None gives every method all of ExecuTorch's pool, which one uses
-    at a time. For the native engine; the stock one always takes the pool.
+    at a time. {"npu": 1} says so for the methods of a lane; those of others get the pool. For the
+    native engine; the stock one always takes the pool.
 
     Raises FormatError if the file is no ExecuTorch program, is truncated or damaged;
     ExecutionError if there is no room for the copy; CallError if there is no such engine,
-    or it does not run in so many threads;
+    or it does not run in so many threads, or nothing is on such a lane;
     TargetError if it is "native" and cannot be built.
     """
     return Program.load(path, mmap=mmap, engine=engine, threads=threads)

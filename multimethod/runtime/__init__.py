@@ -4,6 +4,7 @@ from mmpack.multimethod.versions import require_supported
 
 require_supported()
 
-from mmpack.multimethod.runtime.methods import Method, Methods  # noqa: E402
+from mmpack.multimethod.runtime.method import Method  # noqa: E402
+from mmpack.multimethod.runtime.methods import Methods  # noqa: E402
 
 __all__ = ["Method", "Methods"]

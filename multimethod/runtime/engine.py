@@ -11,7 +11,7 @@ import gc
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -44,8 +44,8 @@ class Engine(ABC):
     """One loaded program. `method(name)` loads that method, if it is not, and returns the callable
     that runs it.
 
-    contexts: those of the program, see `contexts.py`. facts: of all its methods. threads: 1 if a
-    method is to run in the thread that calls it; None if in all of ExecuTorch's pool.
+    contexts: those of the program, see `contexts.py`. facts: of all its methods. alone: those that
+    run in the thread that calls them; the others in all of ExecuTorch's pool.
 
     Raises ExecutionError if ExecuTorch does not take the program or a method: most often because
     a backend that the method was lowered to is not in this process.
@@ -56,10 +56,10 @@ class Engine(ABC):
         image: Image,
         contexts: Contexts,
         facts: Mapping[str, Facts],
-        threads: int | None = None,
+        alone: Collection[str] = (),
     ) -> None:
         self._facts = facts
-        self.threads = threads
+        self.alone = alone
         with _registering:
             taken = [name for engine in list(_living) for name in engine._contexts.values()]
             own = renamed(image.path, contexts, taken)

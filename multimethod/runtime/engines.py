@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Literal, get_args
 
 from mmpack.multimethod.errors import CallError, TargetError, nearest
@@ -18,22 +19,31 @@ LOST = "methods run one at a time, with copies, in the stock engine"
 _told: set[str] = set()
 
 
-def choose(name: str, threads: int | None = None) -> type[Engine]:
+Threads = int | None | Mapping[str, int | None]
+"""1 for methods that run in the thread that calls them, None for all of ExecuTorch's pool; or that
+for each lane that is named."""
+
+
+def choose(name: str, threads: Threads = None) -> type[Engine]:
     """The engine of a name. "auto" is the native one, built now if it is not there, or else the
     stock one, with a line on stderr that says why.
 
     Raises CallError if there is no such engine, or it cannot run methods in so many threads;
     TargetError if it is "native" and cannot be built.
     """
-    if threads not in (None, 1):
-        raise CallError(f"threads={threads!r}: expected 1, or None for all of ExecuTorch's pool")
+    given = threads.values() if isinstance(threads, Mapping) else [threads]
+    if not all(one is None or (type(one) is int and one == 1) for one in given):
+        raise CallError(
+            f"threads={threads!r}: expected 1, or None for all of ExecuTorch's pool; or a mapping "
+            "of lanes to these"
+        )
     if name not in get_args(EngineName):
         known = ", ".join(map(repr, get_args(EngineName)))
         hint = nearest(name, get_args(EngineName))
         hint = hint if "did you mean" in hint else ""
         raise CallError(f"engine={name!r}: expected one of {known}{hint}")
     if name == "stock":
-        if threads is not None:
+        if 1 in given:
             raise CallError(f"threads={threads}: the stock engine always runs in all of the pool")
         return StockEngine
     if name == "native":

@@ -7,118 +7,27 @@ print(methods.signature("attention"))
 
 from __future__ import annotations
 
-import itertools
-import keyword
 import threading
-from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
-
-from mmpack.multimethod.errors import CallError, MmpackError, nearest
+from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
 from mmpack.multimethod.link.files import file_extents
-from mmpack.multimethod.runtime.arguments import Arguments
 from mmpack.multimethod.runtime.contexts import Contexts, read_contexts
 from mmpack.multimethod.runtime.engine import Engine, Run, loadable
-from mmpack.multimethod.runtime.engines import EngineName, choose
+from mmpack.multimethod.runtime.engines import EngineName, Threads, choose
 from mmpack.multimethod.runtime.facts import Facts, read_facts
-from mmpack.multimethod.runtime.failures import explained
 from mmpack.multimethod.runtime.files import Files
-from mmpack.multimethod.runtime.given import Given
-from mmpack.multimethod.runtime.graph import Call, CallsFailed, Graph, Ran, Rows
+from mmpack.multimethod.runtime.graph import Call, Graph
 from mmpack.multimethod.runtime.image import Image
+from mmpack.multimethod.runtime.lanes import alone, lane_of
+from mmpack.multimethod.runtime.method import Method
 from mmpack.multimethod.runtime.parts import Part, Tree, find, sized, tree
+from mmpack.multimethod.runtime.program_graph import ProgramGraph
 from mmpack.multimethod.signature import Signature
-
-_calls = itertools.count(1)
-"""Numbers of calls, of all programs' methods with state."""
-
-
-class Method:
-    """One method of a loaded program: call it with tensors, by position or by name.
-
-    It is loaded into the runtime at its first call. The result is a named tuple, also for a
-    single output; its tensors belong to the caller and no later call changes them.
-
-    out: tensors of the caller's that the outputs are to be in, one or None for each (a tensor, if
-    there is one output). The native engine has a method with `io: caller` write right there, if the
-    tensor has the output's largest size; in all other cases the result is copied once. They must
-    not share memory with inputs. A method that has an input called `out` takes none.
-
-    ranges: input -> least and largest integer that it was verified with.
-    last_call: of a method that keeps state, a number that no other call has; 0 before the first.
-    """
-
-    def __init__(self, facts: Facts, load: Callable[[], Run]) -> None:
-        self.last_call = 0
-        self._keeps = facts.keeps
-        self._names = frozenset(value.name for value in facts.signature.inputs)
-        self.signature = facts.signature
-        self.ranges = facts.ranges
-        self._load = load
-        self._run: Run | None = None
-        self._arguments = Arguments(facts.signature, facts.channels_last)
-        self._result = _result_type(facts.signature)
-        self._given = Given(facts.signature)
-
-    @property
-    def name(self) -> str:
-        return self.signature.method
-
-    def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        out = self._out(kwargs) if "out" in kwargs else None
-        inputs = self._arguments.accept(args, kwargs)
-        given = None if out is None else self._given.accept(out, inputs)
-        run = self._run or self.prepare()
-        if self._keeps:
-            self.last_call = next(_calls)
-        try:
-            if given is not None:
-                return self._result(self._given.fill(given, run(inputs, given)))
-            return self._result(run(inputs))
-        except RuntimeError as error:
-            raise self.explain(error, inputs) from error
-
-    def admits(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether it can be called so."""
-        self._out(kwargs := dict(kwargs))
-        try:
-            self._arguments.accept(args, kwargs)
-        except CallError:
-            return False
-        return True
-
-    def _out(self, kwargs: dict[str, Any]) -> Any:
-        """What is given for outputs, taken from among the inputs."""
-        return None if "out" in self._names else kwargs.pop("out", None)
-
-    def prepare(self) -> Run:
-        """Load the method into the runtime now rather than at its first call."""
-        if self._run is None:
-            self._run = self._load()
-        return self._run
-
-    def begin(self) -> None:
-        """Have it loaded, for a call by other ways than this one."""
-        self.prepare()
-        if self._keeps:
-            self.last_call = next(_calls)
-
-    def explain(self, error: Exception, inputs: Sequence[Any]) -> MmpackError:
-        """The failure of a call with these inputs (None for one that is not known), in words."""
-        return explained(error, self.signature, self.ranges, inputs)
-
-    def forget(self) -> None:
-        """Have the next call load the method anew, with its state as it was at the beginning."""
-        self._run = None
-        self.last_call = 0
-
-    def __repr__(self) -> str:
-        return str(self.signature)
 
 
 class Methods:
@@ -136,7 +45,7 @@ class Methods:
         contexts: Contexts,
         files: Files,
         engine: type[Engine],
-        threads: int | None = None,
+        threads: Threads = None,
     ) -> None:
         self.path = image.source
         self.manifest = manifest
@@ -145,7 +54,7 @@ class Methods:
         self._contexts = contexts
         self._image = image
         self._loading = threading.RLock()
-        self._engine = engine(image, contexts, facts, threads)
+        self._engine = engine(image, contexts, facts, alone(self.path, self.lanes, threads))
         self._methods = {
             name: Method(fact, lambda name=name: self._load(name))  # type: ignore[misc]
             for name, fact in facts.items()
@@ -159,7 +68,7 @@ class Methods:
         mmap: bool = False,
         on_disk: bool = False,
         engine: EngineName = "auto",
-        threads: int | None = None,
+        threads: Threads = None,
     ) -> Self:
         """Load any ExecuTorch program; `flow.program.load` says all about it, `Image` what
         `on_disk` does."""
@@ -233,7 +142,7 @@ class Methods:
             method.forget()
         self._engine.release()
         self._engine = type(self._engine)(
-            self._image, self._contexts, self._facts, self._engine.threads
+            self._image, self._contexts, self._facts, self._engine.alone
         )
 
     def __getitem__(self, name: str) -> Method:
@@ -274,55 +183,11 @@ class Methods:
                         self._engine.method(other)
             return run
 
+    @cached_property
+    def lanes(self) -> dict[str, str]:
+        """The processor that each method occupies while it runs."""
+        records = self.manifest.methods if self.manifest is not None else {}
+        return {name: lane_of(records.get(name), f.backends) for name, f in self._facts.items()}
+
     def _unknown(self, name: str) -> CallError:
         return CallError(f"{self.path}: no method {name!r}{nearest(name, self._methods)}")
-
-
-class ProgramGraph:
-    """Calls of a program's methods, whatever becomes of its engine and of the methods in it."""
-
-    def __init__(self, methods: Methods, calls: Sequence[Call]) -> None:
-        self._methods = methods
-        self._calls = calls
-        self._names = list(dict.fromkeys(c.method for c in calls if c.method is not None))
-        self._graph = self._made()
-
-    @property
-    def possible(self) -> bool:
-        return self._graph is not None
-
-    def run(self, tensors: Sequence[Tensor], ranks: Sequence[int], **how: Any) -> list[Ran]:
-        if self._methods._engine is not self._engine:
-            self._graph = self._made()
-        assert self._graph is not None
-        for name in self._names:
-            self._methods[name].begin()
-        try:
-            return self._graph.run(tensors, ranks, **how)
-        except CallsFailed as failed:
-            call = self._calls[failed.call]
-            method = self._methods[call.method or ""]
-            inputs = [
-                tensors[i.tensor].narrow(i.axis, i.start, i.length) if isinstance(i, Rows) else None
-                for i in call.inputs
-            ]
-            raise CallsFailed(failed.call, method.explain(failed.error, inputs)) from failed.error
-
-    def _made(self) -> Graph | None:
-        for name in self._names:
-            self._methods[name].prepare()
-        self._engine = self._methods._engine
-        return self._engine.graph(self._calls)
-
-
-def _result_type(signature: Signature) -> Callable[[list[Any]], Any]:
-    """The named tuple of a method's outputs, made from a list of them."""
-    names = [v.name for v in signature.outputs]
-    usable = all(n.isidentifier() and not keyword.iskeyword(n) for n in names)
-    title = "".join(c if c.isalnum() else "_" for c in f"{signature.method}_outputs")
-    made = namedtuple(  # type: ignore[misc]
-        title if title.isidentifier() else f"_{title}",
-        names if usable else [f"out_{i}" for i in range(len(names))],
-        rename=True,
-    )
-    return made._make

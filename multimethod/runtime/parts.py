@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from mmpack.multimethod.errors import CallError, nearest
 
 if TYPE_CHECKING:
-    from mmpack.multimethod.runtime.methods import Method, Methods
+    from mmpack.multimethod.runtime.method import Method
+    from mmpack.multimethod.runtime.methods import Methods
 
 Tree = Mapping[str, tuple[str, ...]]
 """The beginnings of names, each with the parts that come next: `layers.0` -> (`qkv_proj`, …)."""

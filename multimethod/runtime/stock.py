@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # it makes remarks when it is imported
 
 
 class StockEngine(Engine):
-    """See `Engine`. One method runs at a time, since the runtime holds the GIL meanwhile; whatever
-    `threads` is, in all of the pool."""
+    """See `Engine`. One method runs at a time, since the runtime holds the GIL meanwhile, and
+    in all of the pool."""
 
     _program: Program
     _methods: dict[str, Method]

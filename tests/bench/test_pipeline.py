@@ -63,9 +63,9 @@ def test_pipeline(tmp_path: Path, benchmark: Any, layers: int) -> None:
         "one method, 1 thread": serial(one),
         "cut in three, serial, 2 threads": serial(_loaded(split, None)),
         "one method, 2 threads": serial(_loaded(whole, None)),
-        "one method, the whole prompt at once, 2 threads": lambda: any_length.run_method(
-            "read", tokens, torch.arange(PROMPT)
-        ).logits,
+        "one method, the whole prompt at once, 2 threads": lambda: (
+            any_length.run_method("read", tokens, torch.arange(PROMPT)).logits
+        ),
         "pipeline, projections | attention": lambda: pipeline(two_lanes, npu=1, cpu=1),
         "pipeline, 2 workers of 1 thread": lambda: pipeline(apart.flow("prefill"), cpu=2),
     }
@@ -152,7 +152,7 @@ methods:
 
 
 def _of_any_length(folder: Path) -> Path:
-    """The model as one method that reads a prompt of any length at once, and keeps nothing of it."""
+    """The model as one method that reads a prompt of any length at once, and keeps nothing."""
     (folder / "any_length.py").write_text(ANY_LENGTH)
     spec = folder / "any_length.yaml"
     spec.write_text(ANY_LENGTH_SPEC)

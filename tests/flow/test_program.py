@@ -11,9 +11,7 @@ import pytest
 
 from mmpack.multimethod import load
 from mmpack.multimethod.errors import FlowError, FormatError
-from mmpack.multimethod.flow.program import _lane
-from mmpack.multimethod.link import Manifest, MethodRecord, link
-from mmpack.multimethod.signature import Signature
+from mmpack.multimethod.link import Manifest, link
 
 from ..link.programs import case
 
@@ -70,30 +68,6 @@ def test_the_place_of_a_mistake_is_told(tmp_path: Path) -> None:
         with pytest.raises(FormatError) as error:
             _ = load(path).flows
         assert said in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("backend", "lane", "delegates", "expected"),
-    [
-        ("xnnpack", "big", (), "big"),
-        ("qnn", "", (), "npu"),
-        ("xnnpack", "", ("XnnpackBackend",), "cpu"),
-        ("QnnBackend, XnnpackBackend", "", ("XnnpackBackend", "QnnBackend"), "npu"),
-        ("CoreMLBackend", "", ("CoreMLBackend",), "cpu"),
-    ],
-)
-def test_a_lane_is_what_the_manifest_says_or_the_backend(
-    backend: str, lane: str, delegates: tuple[str, ...], expected: str
-) -> None:
-    record = MethodRecord(Signature("m", (), ()), backend=backend, lane=lane)
-    assert _lane(record, delegates) == expected
-
-
-def test_without_a_manifest_delegates_tell_the_lane(tmp_path: Path) -> None:
-    assert _lane(None, ("QnnBackend",)) == "npu"
-    assert _lane(None, ("XnnpackBackend",)) == _lane(None, ()) == "cpu"
-    (tmp_path / "a.pte").write_bytes(case("mlp"))
-    assert load(tmp_path / "a.pte").lanes == {"forward": "cpu"}
 
 
 def test_the_lanes_of_a_spec_travel_in_the_program(project: Any, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ has promised to be safe there. All others overlap.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class NativeEngine(Engine):
         image: Image,
         contexts: Contexts,
         facts: Mapping[str, Facts],
-        threads: int | None = None,
+        alone: Collection[str] = (),
     ) -> None:
         with caught():
             runtime()  # whose backends and kernels it uses
@@ -46,7 +46,7 @@ class NativeEngine(Engine):
         self._packed = weight_groups(facts)
         self._groups = state_groups(facts)
         self._locks = {group: self._extension.Lock() for group in set(self._groups.values())}
-        super().__init__(image, contexts, facts, threads)
+        super().__init__(image, contexts, facts, alone)
 
     def _open(self, program: Path | bytes) -> None:
         self._methods = {}
@@ -66,7 +66,7 @@ class NativeEngine(Engine):
             program=self._program,
             name=name,
             locks=shared,
-            one_thread=self.threads == 1,
+            one_thread=name in self.alone,
             weights="" if packed is None else f"mmpack/{self._number}/{packed}",
         )
         self._methods[name] = method
