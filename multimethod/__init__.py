@@ -72,7 +72,7 @@ _HOMES = {
     "generate.tokenizer": ("Tokenizer",),
     "link": ("LinkReport", "link"),
     "report.inspection": ("Inspection", "inspect"),
-    "runtime.methods": ("Method",),
+    "runtime.method": ("Method",),
     "signature": ("Dim", "Signature", "ValueSpec"),
     "verify.checked": ("Verified",),
     "verify.program": ("verify",),
