@@ -36,6 +36,11 @@ JOBS = click.option(
     show_default=True,
     help="Methods compiled at once, each in its own process.",
 )
+MEMORY = click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What compiling may take in all, such as 8G: a method begins if it is expected to fit.",
+)
 LANES = click.option(
     "--lanes", metavar="NAME=N,…", help="Workers of lanes, as in npu=1,cpu=2. Default: 1 each."
 )
@@ -152,6 +157,13 @@ def init(
     help="Do not compare with eager PyTorch, nor take compiled methods from the cache, which only "
     "that can vouch for. The program's manifest will say so.",
 )
+@MEMORY
+@click.option(
+    "--why",
+    multiple=True,
+    metavar="METHOD",
+    help="Say, before anything is compiled, why METHOD is, or that it is in the cache.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but what is wrong.")
 @click.option(
     "--log-format",
@@ -166,6 +178,8 @@ def build(
     jobs: int,
     cache: Path | None,
     no_verify: bool,
+    memory: str | None,
+    why: Sequence[str],
     quiet: bool,
     log_format: str,
 ) -> None:
@@ -175,7 +189,12 @@ def build(
     from mmpack.multimethod.report.json_lines import JsonLines
     from mmpack.multimethod.report.tables import build_summary, build_table, terminal
 
-    made = partial(build, spec, output, jobs=jobs, verify=not no_verify, cache=cache)
+    if quiet and why:
+        raise click.UsageError("--why says something, and --quiet nothing")
+    room = option_text.byte_count(memory) if memory is not None else None
+    made = partial(
+        build, spec, output, jobs=jobs, verify=not no_verify, cache=cache, memory=room, why=why
+    )
     if quiet:
         made()
         return
