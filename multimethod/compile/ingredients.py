@@ -75,7 +75,7 @@ def decided_parts(marks: Sequence[str], plan: Any) -> dict[str, dict[str, str]]:
     reads. plan: what `quantize.content_of` gives."""
     calls, ranges = plan or (None, None)
     return {
-        "state": dict.fromkeys(marks, "true"),
+        "state": dict.fromkeys(marks, "#"),
         "calibration": {"calls": _hash(calls), "ranges": _hash(ranges)},
     }
 

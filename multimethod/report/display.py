@@ -129,5 +129,5 @@ def status_line(status: Status) -> str:
 def why_lines(method: str, reasons: Sequence[str]) -> list[str]:
     """Why a method is compiled, for a reader."""
     if not reasons:
-        return [f"why {method}: it is not compiled, it is in the cache"]
+        return [f"why {method}: it is in the cache"]
     return [f"why {method}: it is compiled, since", *(f"  {reason}" for reason in reasons)]
