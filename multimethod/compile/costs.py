@@ -13,12 +13,12 @@ from torch import nn
 
 from mmpack.multimethod.compile.widen import kept_in_half
 
-BASE = 500_000_000
-"""Bytes that a worker has resident before its first job and between jobs, torch and executorch
-imported: 420 to 440 MB were measured."""
-FACTOR = 2.5
-"""Bytes more for each byte of weights in float32. Measured with weights of 400 MB in float32: 1.9,
-for `xnnpack` and `portable`."""
+BASE = 600_000_000
+"""Bytes that a worker has resident at most with a method that has hardly any weights. Measured: 420
+to 440 MB for `xnnpack` and `portable`, 590 MB for `qnn`."""
+FACTOR = 3.0
+"""Bytes more for each byte of weights in float32. Measured with weights of 100 to 400 MB: 1.1 for
+linear layers as 8da4w, 1.9 in float32, 2.7 for `qnn`, 2.9 for embedding tables as 8w."""
 MARGIN = 1.05
 """What a method may take more than one like it did."""
 
@@ -74,12 +74,14 @@ class Costs:
                 self._compared.append((cost.seconds, before.seconds))
 
     def memory(self, kind: str, weights: int) -> int:
-        """Bytes that a worker will have resident at most: what it was for a method of the same kind
-        and size, or else a guess."""
+        """Bytes that a worker will have resident at most: what it was for methods of the same kind
+        and size; or else a guess, and no more than it was for one of that kind which is larger."""
         most = self._most.get((kind, weights))
         if most is not None:
             return int(most * MARGIN)
-        return int(_guess(weights) * max(1.0, self._above.get(kind, 1.0)))
+        guess = _guess(weights) * max(1.0, self._above.get(kind, 1.0))
+        larger = (m for (k, w), m in self._most.items() if k == kind and w > weights)
+        return int(min([guess, *(m * MARGIN for m in larger)]))
 
     def seconds(self, method: str, kind: str) -> float | None:
         """What lowering a method will take: as long as before, corrected by how this build compares

@@ -145,7 +145,7 @@ class Compiler:
         for name in self._why:
             self._progress.explain(name, self._reasons(name, keys, parts, missing, before))
         overview = Overview(self._progress, jobs, self._memory, last_costs(before))
-        overview.plan(missing)
+        overview.plan(missing, len(objects))
 
         def finished(answer: Answer) -> None:
             name = answer.job.method
@@ -176,7 +176,7 @@ class Compiler:
             {name: objects[name] for name in self._units},
             frozenset(missing),
             max((answer.memory for answer in answers), default=0),
-            overview.peak,
+            overview.peak if missing else 0,
         )
 
     def _reasons(

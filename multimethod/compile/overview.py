@@ -3,6 +3,7 @@ take, how much memory it has, and what may start in the memory that it is allowe
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -36,9 +37,10 @@ class Overview:
         self._workers: Sequence[int] = ()
         self._memory, self.peak = 0, 0
 
-    def plan(self, units: Mapping[str, Unit]) -> None:
-        """What has to be compiled. Raises CompileError for a method that cannot be within the
-        bound, even alone."""
+    def plan(self, units: Mapping[str, Unit], cached: int = 0) -> None:
+        """What has to be compiled, and how many methods need not be. Raises CompileError for a
+        method that cannot be within the bound, even alone."""
+        self._cached = cached
         self._queued = {name: kind(unit.backend, unit.options) for name, unit in units.items()}
         if self._bound is None:
             return
@@ -53,13 +55,12 @@ class Overview:
             others = f" ({counted(len(wrong) - 1, 'other')} too)" if len(wrong) > 1 else ""
             message = (
                 f"compiling it is expected to take {_gb(needed)}{others}, beside the {_gb(own)} of "
-                f"this process, and {_gb(self._bound)} are allowed in all: allow "
+                f"this process, and {_gb(self._bound, up=False)} are allowed in all: allow "
                 f"{_gb(own + needed)}, or make several methods of it"
             )
             raise CompileError(units[name].mistake(message))
 
     def cached(self, method: str) -> None:
-        self._cached += 1
         self._tell()
         self._progress.done(method, "cached")
 
@@ -129,5 +130,7 @@ def cost(answer: Answer) -> Cost:
     return Cost(kind(job.backend, job.options), job.weights, answer.seconds, answer.own_memory)
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _gb(count: int, *, up: bool = True) -> str:
+    """Rounded so that what is asked for is enough."""
+    hundredths = math.ceil(count / 1e7) if up else count // 10**7
+    return f"{hundredths / 100:.2f} GB"
