@@ -209,7 +209,8 @@ class Compiler:
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         except Exception as error:
-            if "inline_container" in str(error):  # torch's own writer of files
+            # What torch's own writer of files says, or the stream that it writes to.
+            if any(said in str(error) for said in ("inline_container", "iostream error")):
                 message = f"{path} cannot be written in full: is there room on the disk?"
                 raise OutputError(message) from error
             raise CompileError(
