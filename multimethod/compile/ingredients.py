@@ -94,9 +94,10 @@ def differences(old: Parts, new: Parts) -> list[str]:
             whole = _WITHIN.get(kind)
             if whole and not both and _home(kind, name) in _differing(old, new, whole, one=True):
                 continue  # it came or went with the whole
-            alike.setdefault(_change(before.get(name), after.get(name)), []).append(name)
+            change = _change(before.get(name), after.get(name))
+            alike.setdefault(change, []).append(_shown(kind, name, old, new))
         for change, names in alike.items():
-            told.append(f"{noun} {_listed(kind, names)}".rstrip() + change)
+            told.append(f"{noun} {_listed(names)}".rstrip() + change)
     return told
 
 
@@ -128,9 +129,18 @@ def _change(before: str | None, after: str | None) -> str:
     return f" is {after}, was {before}"
 
 
-def _listed(kind: str, names: Sequence[str]) -> str:
-    # "code of Wrapper in model.py"; the one backend has no name.
-    shown = ", ".join(n if kind in ("code", "backend") else repr(n) for n in names[:SHOWN])
+def _shown(kind: str, name: str, old: Parts, new: Parts) -> str:
+    """A weight as the model calls it, if that has it."""
+    if kind in ("code", "backend"):  # "code of Wrapper in model.py"; the one backend has no name
+        return name
+    if kind == "weight":
+        in_model = new.get("name", {}).get(name) or old.get("name", {}).get(name) or "#"
+        name = name if in_model.startswith("#") else json.loads(in_model) or name
+    return repr(name)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:SHOWN])
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return shown + more
 

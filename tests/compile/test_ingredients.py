@@ -91,12 +91,12 @@ def _norms(model: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (_weight, ["weight 'inner.linear.weight' changed"]),
+        (_weight, ["weight 'linear.weight' changed"]),
         (
             _norms,
             [
-                "weight 'inner.norms.0.weight', 'inner.norms.1.weight', 'inner.norms.2.weight', "
-                "'inner.norms.3.weight' and 2 more changed"
+                "weight 'norms.0.weight', 'norms.1.weight', 'norms.2.weight', 'norms.3.weight' "
+                "and 2 more changed"
             ],
         ),
         (lambda m: setattr(m, "number", 2), ["attribute 'inner.number' is 2, was 1"]),
@@ -112,7 +112,7 @@ def _norms(model: Any) -> None:
                 "class of submodule 'inner.linear' is "
                 '"torch.nn.modules.linear.Identity", was "torch.nn.modules.linear.Linear"',
                 "attribute 'inner.linear.in_features', 'inner.linear.out_features' is gone",
-                "weight 'inner.linear.weight', 'inner.linear.bias' is gone",
+                "weight 'linear.weight', 'linear.bias' is gone",
             ],
         ),
         (
