@@ -344,6 +344,14 @@ class TestBuild:
         code, message = failing("build", toy_spec, "-o", tmp_path / "none" / "toy.pte")
         assert code == 11 and f"there is no folder {tmp_path / 'none'}" in message
 
+    def test_a_bound_of_memory_is_a_size_and_is_kept(self, toy_spec: Path, tmp_path: Path) -> None:
+        args = ["build", toy_spec, "-o", tmp_path / "out.pte", "--cache", tmp_path / "cache"]
+        refused = mmpack(*args, "--memory", "8X")
+        assert refused.exit_code == 2 and "expected a size like 500M, 2G or 4096" in refused.output
+        refused = mmpack(*args, "--memory", "500M")
+        assert refused.exit_code == 4 and "and 0.50 GB are allowed in all" in refused.output
+        assert not (tmp_path / "out.pte").exists()
+
     def test_a_second_build_compiles_nothing_and_says_so(
         self, toy: Path, toy_spec: Path, build_cache: Path, tmp_path: Path
     ) -> None:
