@@ -63,10 +63,17 @@ def parts_of(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         "behaviour": _texts({name: told[2:] for name, told in modules.items()}),
         "weight": {name: _hash(told[1]) for name, told in tensors.items()},
         "name": _texts({name: told[0] for name, told in tensors.items()}),
-        "code": dict(_code(content["code"])),
-        "file": {file[0]: _hash(file[1]) for file in content["code"]},
+        **code_parts(content["code"]),
         "package": _texts(packages),
         "own file": {name: _hash(told) for name, told in versions["mmpack"]},
+    }
+
+
+def code_parts(files: Sequence[Any]) -> dict[str, dict[str, str]]:
+    """The parts of what `sources.reachable` gives."""
+    return {
+        "code": dict(_code(files)),
+        "file": {file[0]: _hash(file[1]) for file in files},
     }
 
 

@@ -19,14 +19,13 @@ from torch.export import ExportedProgram
 
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
-from mmpack.multimethod.compile.costs import weight_bytes
 from mmpack.multimethod.compile.earlier import Earlier, earlier, last_costs, reasons, told
 from mmpack.multimethod.compile.embeddings import require_tables
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
 from mmpack.multimethod.compile.fingerprint import Print, digest
 from mmpack.multimethod.compile.imports import places
 from mmpack.multimethod.compile.ingredients import Parts, decided_parts
-from mmpack.multimethod.compile.overview import Overview, cost
+from mmpack.multimethod.compile.overview import Overview
 from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
 from mmpack.multimethod.compile.process import Answer, Job
@@ -159,7 +158,7 @@ class Compiler:
                     answer.figures,
                     name,
                     answer.job.backend,
-                    told(parts[name], cost(answer)),
+                    told(parts[name], overview.cost(answer)),
                 )
             overview.finished(answer)
 
@@ -227,7 +226,6 @@ class Compiler:
             environment=backend.environment(backend.options(unit.options)),
             plan=self._write_plan(plan, key) if plan is not None else None,
             io=unit.spec.io,
-            weights=weight_bytes(unit.module),
         )
 
     def _export(self, unit: Unit) -> Exported:

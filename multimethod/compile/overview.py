@@ -31,8 +31,10 @@ class Overview:
         self._jobs = jobs
         self._bound = bound
         self._costs = Costs(earlier)
-        self._queued: dict[str, str] = {}
-        self._running: dict[str, tuple[str, float]] = {}
+        self._kinds: dict[str, str] = {}
+        self._weights: dict[str, int] = {}
+        self._queued: set[str] = set()
+        self._running: dict[str, float] = {}
         self._done, self._cached = 0, 0
         self._workers: Sequence[int] = ()
         self._memory, self.peak = 0, 0
@@ -41,14 +43,15 @@ class Overview:
         """What has to be compiled, and how many methods need not be. Raises CompileError for a
         method that cannot be within the bound, even alone."""
         self._cached = cached
-        self._queued = {name: kind(unit.backend, unit.options) for name, unit in units.items()}
+        self._queued = set(units)
+        self._kinds = {name: kind(unit.backend, unit.options) for name, unit in units.items()}
+        self._weights = {name: weight_bytes(unit.module) for name, unit in units.items()}
         if self._bound is None:
             return
         own, wrong = held(os.getpid()), {}
-        for name, unit in units.items():
-            needed = self._costs.memory(self._queued[name], weight_bytes(unit.module))
-            if own + needed > self._bound:
-                wrong[name] = needed
+        for name in units:
+            if own + self._needs(name) > self._bound:
+                wrong[name] = self._needs(name)
         if wrong:
             name = max(wrong, key=lambda name: wrong[name])
             needed = wrong[name]
@@ -68,11 +71,12 @@ class Overview:
         """Whether a job may start beside those that are at work."""
         if self._bound is None:
             return True
-        others = sum(max(self._needs(other), held(pid)) for other, pid in running)
-        return held(os.getpid()) + others + self._needs(job) <= self._bound
+        others = sum(max(self._needs(other.method), held(pid)) for other, pid in running)
+        return held(os.getpid()) + others + self._needs(job.method) <= self._bound
 
     def started(self, job: Job) -> None:
-        self._running[job.method] = (self._queued.pop(job.method), time.monotonic())
+        self._queued.remove(job.method)
+        self._running[job.method] = time.monotonic()
         self._tell()
         self._progress.start(job.method)
 
@@ -81,7 +85,7 @@ class Overview:
         del self._running[job.method]
         self._done += 1
         if answer.error is None:
-            self._costs.learn(job.method, cost(answer))
+            self._costs.learn(job.method, self.cost(answer))
         self._tell()
         self._progress.done(job.method, "failed" if answer.error else "")
 
@@ -90,8 +94,13 @@ class Overview:
         self._workers = workers
         self._tell()
 
-    def _needs(self, job: Job) -> int:
-        return self._costs.memory(kind(job.backend, job.options), job.weights)
+    def cost(self, answer: Answer) -> Cost:
+        """What a job took."""
+        name = answer.job.method
+        return Cost(self._kinds[name], self._weights[name], answer.seconds, answer.own_memory)
+
+    def _needs(self, method: str) -> int:
+        return self._costs.memory(self._kinds[method], self._weights[method])
 
     def _tell(self) -> None:
         self._memory = held(os.getpid()) + sum(map(held, self._workers))
@@ -113,21 +122,15 @@ class Overview:
         """Seconds until the last method is done: no fewer than one of them takes, nor than all take
         on so many workers."""
         now = time.monotonic()
-        each = [(name, kind, 0.0) for name, kind in self._queued.items()]
-        each += [(name, kind, now - began) for name, (kind, began) in self._running.items()]
+        gone = dict.fromkeys(self._queued, 0.0)
+        gone |= {name: now - began for name, began in self._running.items()}
         rest = []
-        for name, its_kind, gone in each:
-            whole = self._costs.seconds(name, its_kind)
+        for name, seconds in gone.items():
+            whole = self._costs.seconds(name, self._kinds[name])
             if whole is None:
                 return None
-            rest.append(max(0.0, whole - gone))
+            rest.append(max(0.0, whole - seconds))
         return max(sum(rest) / self._jobs, max(rest, default=0.0))
-
-
-def cost(answer: Answer) -> Cost:
-    """What a job took."""
-    job = answer.job
-    return Cost(kind(job.backend, job.options), job.weights, answer.seconds, answer.own_memory)
 
 
 def _gb(count: int, *, up: bool = True) -> str:

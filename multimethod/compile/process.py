@@ -28,7 +28,6 @@ class Job:
     environment: variables that the process which does this must have been started with.
     plan: file with a `quantize.Plan`, for a program that is to be quantized first.
     io: whose memory its inputs and outputs are in, as in a spec.
-    weights: bytes of its weights, as float32.
     """
 
     method: str
@@ -41,7 +40,6 @@ class Job:
     environment: Mapping[str, str] = field(factory=dict)
     plan: Path | None = None
     io: str = "planned"
-    weights: int = 0
 
 
 @frozen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return now
 
 
-def job(method: str, weights: int = 0, backend: str = "portable") -> Job:
+def job(method: str, backend: str = "portable") -> Job:
     here = Path(method)
-    return Job(method, here, backend, {}, here, here, weights=weights)
+    return Job(method, here, backend, {}, here, here)
 
 
 def answer(method: str, seconds: float | None, error: str | None = None) -> Answer:
@@ -125,43 +126,64 @@ def test_the_time_left_is_known_at_once_from_earlier_builds(
 
 
 class TestBound:
+    """Of the units, "large" has weights of 100 MB, the others none."""
+
     NEEDED = BASE + int(FACTOR * 100 * MB)
+
+    @pytest.fixture
+    def bounded(
+        self, units: Any, memory: dict[int, int], monkeypatch: pytest.MonkeyPatch
+    ) -> Callable[[int | None], Overview]:
+        large = units["d"]
+        sizes = {id(large.module): 100 * MB}
+        monkeypatch.setattr(overview, "weight_bytes", lambda module: sizes.get(id(module), 0))
+
+        def make(bound: int | None) -> Overview:
+            made = Overview(Silent(), 2, bound, {})
+            made.plan({**{name: units[name] for name in "abc"}, "large": large})
+            return made
+
+        return make
 
     @pytest.mark.parametrize(("more", "fits"), [(0, True), (-1, False)])
     def test_jobs_run_at_once_where_all_fit(
-        self, memory: dict[int, int], more: int, fits: bool
+        self, bounded: Callable[[int | None], Overview], more: int, fits: bool
     ) -> None:
-        seen = Overview(Silent(), 2, OWN + BASE + self.NEEDED + more, {})
-        small, large = job("small"), job("large", 100 * MB)
+        seen = bounded(OWN + BASE + self.NEEDED + more)
+        small, large = job("a"), job("large")
         assert seen.fits(large, [(small, 7)]) is fits
         assert seen.fits(small, [(large, 7)]) is fits
 
     def test_a_job_that_takes_more_than_expected_counts_as_it_is(
-        self, memory: dict[int, int]
+        self, bounded: Callable[[int | None], Overview], memory: dict[int, int]
     ) -> None:
-        seen = Overview(Silent(), 2, OWN + 2 * BASE, {})
+        seen = bounded(OWN + 2 * BASE)
         assert seen.fits(job("b"), [(job("a"), 7)])
         memory[7] = BASE + 1
         assert not seen.fits(job("b"), [(job("a"), 7)])
 
-    def test_this_process_counts(self, memory: dict[int, int]) -> None:
-        seen = Overview(Silent(), 2, OWN + 2 * BASE, {})
+    def test_this_process_counts(
+        self, bounded: Callable[[int | None], Overview], memory: dict[int, int]
+    ) -> None:
+        seen = bounded(OWN + 2 * BASE)
         memory[os.getpid()] += 1
         assert not seen.fits(job("b"), [(job("a"), 7)])
 
     def test_what_workers_took_corrects_what_is_expected(
-        self, units: Any, memory: dict[int, int]
+        self, bounded: Callable[[int | None], Overview]
     ) -> None:
-        seen = Overview(Silent(), 2, OWN + 2 * BASE - 100 * MB, {})
-        seen.plan({"a": units["a"]})
-        assert not seen.fits(job("c"), [(job("b"), 7)])
-        seen.started(job("a"))
-        seen.finished(Answer(job("a"), {}, None, own_memory=400 * MB))
-        assert seen.fits(job("c"), [(job("b"), 7)])
+        seen = bounded(OWN + 2 * BASE - 100 * MB)
+        assert not seen.fits(job("b"), [(job("c"), 7)])
+        for name in ("a", "c"):  # of both targets
+            seen.started(job(name))
+            seen.finished(Answer(job(name), {}, None, own_memory=400 * MB))
+        assert seen.fits(job("b"), [(job("c"), 7)])
 
-    def test_without_a_bound_everything_fits(self, memory: dict[int, int]) -> None:
-        seen = Overview(Silent(), 2, None, {})
-        assert seen.fits(job("b", 10**15), [(job("a", 10**15), 7)])
+    def test_without_a_bound_everything_fits(
+        self, bounded: Callable[[int | None], Overview], memory: dict[int, int]
+    ) -> None:
+        memory[7] = 10**15
+        assert bounded(None).fits(job("large"), [(job("a"), 7)])
 
 
 MODEL = """
