@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import json
-import re
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 
 import click
 
+from mmpack.multimethod import option_text
 from mmpack.multimethod.errors import MmpackError, OutputError, counted
 from mmpack.multimethod.report.quiet import quiet_libraries
 
@@ -35,6 +35,11 @@ JOBS = click.option(
     default=1,
     show_default=True,
     help="Methods compiled at once, each in its own process.",
+)
+MEMORY = click.option(
+    "--memory",
+    metavar="SIZE",
+    help="What compiling may take in all, such as 8G: a method begins if it is expected to fit.",
 )
 LANES = click.option(
     "--lanes", metavar="NAME=N,…", help="Workers of lanes, as in npu=1,cpu=2. Default: 1 each."
@@ -152,6 +157,13 @@ def init(
     help="Do not compare with eager PyTorch, nor take compiled methods from the cache, which only "
     "that can vouch for. The program's manifest will say so.",
 )
+@MEMORY
+@click.option(
+    "--why",
+    multiple=True,
+    metavar="METHOD",
+    help="Say, before anything is compiled, why METHOD is, or that it is in the cache.",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print nothing but what is wrong.")
 @click.option(
     "--log-format",
@@ -166,6 +178,8 @@ def build(
     jobs: int,
     cache: Path | None,
     no_verify: bool,
+    memory: str | None,
+    why: Sequence[str],
     quiet: bool,
     log_format: str,
 ) -> None:
@@ -175,7 +189,12 @@ def build(
     from mmpack.multimethod.report.json_lines import JsonLines
     from mmpack.multimethod.report.tables import build_summary, build_table, terminal
 
-    made = partial(build, spec, output, jobs=jobs, verify=not no_verify, cache=cache)
+    if quiet and why:
+        raise click.UsageError("--why says something, and --quiet nothing")
+    room = option_text.byte_count(memory) if memory is not None else None
+    made = partial(
+        build, spec, output, jobs=jobs, verify=not no_verify, cache=cache, memory=room, why=why
+    )
     if quiet:
         made()
         return
@@ -240,7 +259,7 @@ def run(
     """
     from mmpack.multimethod.driver.call import call_method
 
-    click.echo(call_method(program, method, inputs, _sizes(dims), output))
+    click.echo(call_method(program, method, inputs, option_text.sizes(dims), output))
 
 
 @main.command()
@@ -283,7 +302,7 @@ def generate(
     if (system is not None and not chat) or (chat and tokens is not None):
         raise click.UsageError("--system goes with --chat, and --chat with --prompt")
     if tokens is not None:
-        text = continue_tokens(program, _numbers(tokens), tokenizer=tokenizer, **options)
+        text = continue_tokens(program, option_text.numbers(tokens), tokenizer=tokenizer, **options)
     else:
         said = sys.stdin.read() if prompt == "-" else prompt or ""
         text = continue_text(
@@ -336,7 +355,12 @@ def schedule(
     if times is not None and ratio is not None:
         raise click.UsageError("expected one of --times and --ratio")
     found = compare_schedules(
-        program, flow, pieces=pieces, lanes=_lanes(lanes), times=times, ratio=_ratio(ratio)
+        program,
+        flow,
+        pieces=pieces,
+        lanes=option_text.lanes(lanes),
+        times=times,
+        ratio=option_text.ratio(ratio),
     )
     click.echo(comparison_title(found))
     terminal().print(comparison_table(found))
@@ -378,7 +402,7 @@ def trace(
     for path in (output, gantt, times):
         if path is not None:
             refuse_overwriting(path, [program])
-    traced = trace_flow(program, flow, rows, schedule=schedule, lanes=_lanes(lanes))
+    traced = trace_flow(program, flow, rows, schedule=schedule, lanes=option_text.lanes(lanes))
     write_traced(traced, output, gantt, times)
     click.echo(traced_summary(traced))
 
@@ -429,7 +453,7 @@ def link(
     from mmpack.multimethod.link import link
     from mmpack.multimethod.report.tables import size
 
-    names = _pairs(rename, "OLD=NEW")
+    names = option_text.pairs(rename, "OLD=NEW")
     report = link(inputs, output, rename=names, shared=share, private=private)
     click.echo(
         f"{output}: {counted(len(report.manifest.methods), 'method')}, {size(report.size)}, "
@@ -465,7 +489,7 @@ def prune_cache(cache: Path | None, max_size: str) -> None:
     from mmpack.multimethod.compile.stored import prune
     from mmpack.multimethod.report.stored import pruned_summary
 
-    click.echo(pruned_summary(prune(_bytes(max_size), cache)))
+    click.echo(pruned_summary(prune(option_text.byte_count(max_size), cache)))
 
 
 @main.command()
@@ -509,60 +533,6 @@ def demo(output: Path, jobs: int, cache: Path | None, sum_: str) -> None:
     from mmpack.examples.adder.demo import demo
 
     demo(sum_, output, jobs=jobs, cache=cache)
-
-
-def _pairs(texts: Sequence[str], form: str) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in texts:
-        left, equals, right = text.partition("=")
-        if not (left and equals and right):
-            raise click.BadParameter(f"{text!r}: expected {form}")
-        if left in pairs:
-            raise click.BadParameter(f"{text!r}: {left!r} was given twice")
-        pairs[left] = right
-    return pairs
-
-
-def _bytes(text: str) -> int:
-    """2G is 2,000,000,000 bytes, as in what is printed."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kMGT]?)B?", text, re.ASCII)
-    if found is None:
-        raise click.BadParameter(f"{text!r}: expected a size like 500M, 2G or 4096")
-    return int(float(found[1]) * 1000 ** " kMGT".index(found[2] or " "))
-
-
-def _lanes(text: str | None) -> dict[str, int]:
-    counts = _pairs(text.split(","), "NAME=N,…") if text is not None else {}
-    for name, count in counts.items():
-        if not (count.isascii() and count.isdecimal()):
-            raise click.BadParameter(f"'{name}={count}': {count!r} is not a whole number")
-    return {name: int(count) for name, count in counts.items()}
-
-
-def _ratio(text: str | None) -> list[float] | None:
-    try:
-        parts = [float(part) for part in text.split(":")] if text is not None else None
-    except ValueError:
-        parts = [0.0]
-    if parts is not None and not all(0 < part < float("inf") for part in parts):
-        raise click.BadParameter(f"{text!r}: expected numbers above 0, as in 2:1")
-    return parts
-
-
-def _numbers(text: str) -> list[int]:
-    parts = [part.strip() for part in text.split(",")]
-    for part in parts:
-        if not (part.isascii() and part.isdecimal()):
-            raise click.BadParameter(f"{text!r}: expected numbers of tokens like 1,2,3")
-    return [int(part) for part in parts]
-
-
-def _sizes(dims: Sequence[str]) -> dict[str, int]:
-    sizes = _pairs(dims, "NAME=SIZE")
-    for name, size in sizes.items():
-        if not size.isdecimal():
-            raise click.BadParameter(f"'{name}={size}': {size!r} is not a whole number")
-    return {name: int(size) for name, size in sizes.items()}
 
 
 if __name__ == "__main__":

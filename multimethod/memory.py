@@ -50,6 +50,26 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def forget_peak() -> bool:
+    """Have `peak_memory` tell of what comes from here on; False where that cannot be done."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # see proc_pid_clear_refs(5)
+    except OSError:
+        return False
+    return True
+
+
+def held(process: int) -> int:
+    """Bytes that a process has in memory now and that no file is behind: what it maps from files,
+    weights and libraries, gives way when others need the room. 0 for a process that is gone, or
+    where that cannot be told."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    return sum(map(int, re.findall(r"^Rss(?:Anon|Shmem):\s*(\d+) kB$", status, re.M))) * 1024
+
+
 def give_back() -> None:
     """Give memory that is not used any more to the system: what only refers to itself, as exported
     programs do, and what the C library keeps for later (weights of up to 32 MB, in glibc)."""

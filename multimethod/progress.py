@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Literal, Protocol
+
+from attrs import frozen
 
 Stage = Literal["export", "calibrate", "compile", "link", "verify", "compare heads"]
 """What a build goes through. Some come more than once, "calibrate" only where a method is quantized
 and "compare heads" only where attention was converted to single heads."""
+
+
+@frozen
+class Status:
+    """Where the stage "compile" stands.
+
+    done, running, queued: methods compiled by this build, those that failed among them; at work;
+    not begun. cached: methods that need not be. left: seconds until all are compiled, estimated
+    from what was measured; None while nothing was. memory, peak: bytes that this process and its
+    workers together have in memory, now and at most since the stage began, without what they map
+    from files; 0 where that cannot be told.
+    """
+
+    done: int
+    running: int
+    queued: int
+    cached: int
+    left: float | None
+    memory: int
+    peak: int
 
 
 class Progress(Protocol):
@@ -22,6 +45,12 @@ class Progress(Protocol):
     def done(self, method: str, note: str = "") -> None:
         """Work on a method ended ("cached", "failed", or "")."""
 
+    def status(self, status: Status) -> None:
+        """Where compiling stands: told before each `start` and `done`, and now and then."""
+
+    def explain(self, method: str, reasons: Sequence[str]) -> None:
+        """Why a method is compiled, if that was asked for; no reasons: it is in the cache."""
+
 
 class Silent:
     """A display that displays nothing."""
@@ -31,6 +60,10 @@ class Silent:
     def start(self, method: str) -> None: ...
 
     def done(self, method: str, note: str = "") -> None: ...
+
+    def status(self, status: Status) -> None: ...
+
+    def explain(self, method: str, reasons: Sequence[str]) -> None: ...
 
 
 class Stopwatch:
@@ -51,6 +84,12 @@ class Stopwatch:
 
     def done(self, method: str, note: str = "") -> None:
         self._progress.done(method, note)
+
+    def status(self, status: Status) -> None:
+        self._progress.status(status)
+
+    def explain(self, method: str, reasons: Sequence[str]) -> None:
+        self._progress.explain(method, reasons)
 
     def stop(self) -> dict[str, float]:
         """The last stage is over. Returns `seconds`."""

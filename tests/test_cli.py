@@ -18,7 +18,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from mmpack.cli import _bytes, main
+from mmpack.cli import main
 from mmpack.multimethod import errors, load
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.errors import MmpackError
@@ -344,6 +344,14 @@ class TestBuild:
         code, message = failing("build", toy_spec, "-o", tmp_path / "none" / "toy.pte")
         assert code == 11 and f"there is no folder {tmp_path / 'none'}" in message
 
+    def test_a_bound_of_memory_is_a_size_and_is_kept(self, toy_spec: Path, tmp_path: Path) -> None:
+        args = ["build", toy_spec, "-o", tmp_path / "out.pte", "--cache", tmp_path / "cache"]
+        refused = mmpack(*args, "--memory", "8X")
+        assert refused.exit_code == 2 and "expected a size like 500M, 2G or 4096" in refused.output
+        refused = mmpack(*args, "--memory", "500M")
+        assert refused.exit_code == 4 and "and 0.50 GB are allowed in all" in refused.output
+        assert not (tmp_path / "out.pte").exists()
+
     def test_a_second_build_compiles_nothing_and_says_so(
         self, toy: Path, toy_spec: Path, build_cache: Path, tmp_path: Path
     ) -> None:
@@ -465,20 +473,6 @@ def test_what_needs_no_torch_does_not_import_it(command: str, toy: Path, tmp_pat
         check=True,
     )
     assert done.stdout.splitlines()[-1] == "imported: []"
-
-
-@pytest.mark.parametrize(
-    ("text", "count"),
-    [("0", 0), ("4096", 4096), ("2G", 2 * 10**9), ("1.5GB", 15 * 10**8), ("500 MB", 5 * 10**8)],
-)
-def test_sizes(text: str, count: int) -> None:
-    assert _bytes(text) == count
-
-
-@pytest.mark.parametrize("text", ["", "G", "-1", "2X", "1e3", "1,5G", "\u0663"])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="expected a size like 500M, 2G or 4096"):
-        _bytes(text)
 
 
 def test_the_cache_is_listed_and_pruned(tmp_path: Path) -> None:

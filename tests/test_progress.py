@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from mmpack.multimethod import progress
-from mmpack.multimethod.progress import Silent, Stopwatch
+from mmpack.multimethod.progress import Silent, Status, Stopwatch
 
 
 def test_seconds_by_stage_one_of_them_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,8 +33,22 @@ def test_what_it_is_told_is_passed_on() -> None:
         def done(self, method: str, note: str = "") -> None:
             told.append(("done", method, note))
 
+        def status(self, status: Status) -> None:
+            told.append(("status", str(status.queued)))
+
+        def explain(self, method: str, reasons: Sequence[str]) -> None:
+            told.append(("explain", method, *reasons))
+
     watch = Stopwatch(Listener())
     watch.stage("export", 2)
     watch.start("a")
     watch.done("a", "cached")
-    assert told == [("stage", "export", "2"), ("start", "a"), ("done", "a", "cached")]
+    watch.status(Status(1, 2, 3, 4, None, 5, 6))
+    watch.explain("a", ["one", "two"])
+    assert told == [
+        ("stage", "export", "2"),
+        ("start", "a"),
+        ("done", "a", "cached"),
+        ("status", "3"),
+        ("explain", "a", "one", "two"),
+    ]

@@ -16,6 +16,7 @@ import fcntl
 import json
 import os
 import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -90,6 +91,10 @@ class Cache:
         _touch(about)
         return Object(key, path, record["figures"])
 
+    def has_files_of(self, key: str) -> bool:
+        """Whether something is there of an object, be it damaged."""
+        return any((self.root / "objects" / f"{key}{end}").exists() for end in (".pte", ".json"))
+
     def scratch(self, name: str) -> Path:
         """A path for something on its way into the cache; gone when the cache is closed."""
         if self._scratch is None:
@@ -100,19 +105,33 @@ class Cache:
         return self._scratch / name
 
     def put_object(
-        self, key: str, made: Path, figures: dict[str, Any], method: str, backend: str
+        self,
+        key: str,
+        made: Path,
+        figures: dict[str, Any],
+        method: str,
+        backend: str,
+        told: Mapping[str, Any] | None = None,
     ) -> Object:
-        """Move a finished object (a scratch path) into the cache. `method` and `backend` are for
-        whoever looks what is there."""
+        """Move a finished object (a scratch path) into the cache. `method`, `backend` and what is
+        `told` besides are for whoever looks what is there; see `earlier.py`."""
         path = self.root / "objects" / f"{key}.pte"
         try:
             record = {"crc32": _checksum(made), "figures": figures}
-            record |= {"method": method, "backend": backend}
+            record |= {"method": method, "backend": backend, **(told or {})}
             os.replace(made, path)
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         self._write_json(path.with_suffix(".json"), record)
         return Object(key, path, figures)
+
+    def records(self) -> Iterator[tuple[str, float, dict[str, Any]]]:
+        """Of each object its key, when it was last of use (seconds since 1970), and its record."""
+        for path in (self.root / "objects").glob("*.json"):
+            with suppress(OSError):  # it was pruned
+                used = path.stat().st_mtime
+                if (record := read_record(path)) is not None:
+                    yield path.stem, used, record
 
     def log(self, method: str, key: str) -> Path:
         """Where the compiler's output for a method goes."""

@@ -18,9 +18,11 @@ from typing import Any
 
 import attrs
 import torch
+from attrs import frozen
 from torch import nn
 
 from mmpack.multimethod.compile.describe import Describer
+from mmpack.multimethod.compile.ingredients import Parts, parts_of
 from mmpack.multimethod.compile.sources import PACKAGES, hash_file, reachable
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.versions import installed
@@ -52,10 +54,18 @@ OWN_CODE = (
 against what exporting and lowering import."""
 
 
-def fingerprints(units: Mapping[str, Unit], names: Mapping[int, str]) -> dict[str, str]:
+@frozen
+class Print:
+    """A fingerprint, 64 hexadecimal digits, and what it is of, part by part."""
+
+    digest: str
+    parts: Parts
+
+
+def fingerprints(units: Mapping[str, Unit], names: Mapping[int, str]) -> dict[str, Print]:
     """The fingerprints of some units. `names` maps id(tensor) to its name in the model."""
     made = Fingerprints(names)
-    return {name: made.of(unit) for name, unit in units.items()}
+    return {name: made.print(unit) for name, unit in units.items()}
 
 
 class Fingerprints:
@@ -67,7 +77,15 @@ class Fingerprints:
 
     def of(self, unit: Unit) -> str:
         """The unit's fingerprint, 64 hexadecimal digits."""
-        content = {
+        return digest(self.content(unit))
+
+    def print(self, unit: Unit) -> Print:
+        content = self.content(unit)
+        return Print(digest(content), parts_of(content))
+
+    def content(self, unit: Unit) -> dict[str, Any]:
+        """What is hashed, as plain data."""
+        return {
             "method": unit.name,
             "inputs": [attrs.asdict(value) for value in unit.inputs],
             "dims": {name: attrs.asdict(dim) for name, dim in unit.dims.items()},
@@ -79,7 +97,6 @@ class Fingerprints:
             "code": reachable(_homes(unit.module), self._describer),
             "versions": _versions(),
         }
-        return digest(content)
 
     def _state(self, module: nn.Module) -> dict[str, list[str]]:
         return {

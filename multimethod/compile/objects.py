@@ -9,7 +9,7 @@ lowered.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,10 +19,13 @@ from torch.export import ExportedProgram
 
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
+from mmpack.multimethod.compile.earlier import Earlier, earlier, last_costs, reasons, told
 from mmpack.multimethod.compile.embeddings import require_tables
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
-from mmpack.multimethod.compile.fingerprint import digest
+from mmpack.multimethod.compile.fingerprint import Print, digest
 from mmpack.multimethod.compile.imports import places
+from mmpack.multimethod.compile.ingredients import Parts, decided_parts
+from mmpack.multimethod.compile.overview import Overview
 from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
 from mmpack.multimethod.compile.process import Answer, Job
@@ -49,11 +52,13 @@ class Facts:
 @frozen
 class Objects:
     """An object for every unit, in their order, the names of those not out of the cache, and the
-    most memory in bytes that one of the workers took which compiled them; 0 without any."""
+    most memory in bytes that one of the workers took which compiled them, and that this process and
+    its workers took together, without files that they map; 0 without any."""
 
     by_name: Mapping[str, Object]
     compiled: frozenset[str]
     memory: int = 0
+    together: int = 0
 
 
 class Compiler:
@@ -61,16 +66,20 @@ class Compiler:
 
     names: id(tensor) -> its name in the model. prints: the units' fingerprints.
     fresh: names of units that are made anew, whatever the cache has.
+    memory: bytes that this process and its workers may take together while they compile.
+    why: names of units of which it is to be told why they are compiled.
     """
 
     def __init__(
         self,
         units: Mapping[str, Unit],
         names: Mapping[int, str],
-        prints: Mapping[str, str],
+        prints: Mapping[str, Print],
         store: Cache,
         progress: Progress,
         fresh: frozenset[str] = frozenset(),
+        memory: int | None = None,
+        why: Collection[str] = (),
     ) -> None:
         self._units = units
         self._names = names
@@ -78,6 +87,8 @@ class Compiler:
         self._progress = progress
         self._fresh = fresh
         self._prints = prints
+        self._memory = memory
+        self._why = why
         self._exported: dict[str, Exported] = {}
 
     def export_all(self) -> dict[str, Facts]:
@@ -86,14 +97,14 @@ class Compiler:
         facts: dict[str, Facts] = {}
         for name, unit in self._units.items():
             self._progress.start(name)
-            known = None if name in self._fresh else self._store.facts(self._prints[name])
+            known = None if name in self._fresh else self._store.facts(self._prints[name].digest)
             if known is not None:
                 facts[name] = PLAIN.structure(known, Facts)
             else:
                 made = self._export(unit)
                 self._exported[name] = made
                 facts[name] = Facts(made.signature, Touched(made.mutated, made.read))
-                self._store.put_facts(self._prints[name], PLAIN.unstructure(facts[name]))
+                self._store.put_facts(self._prints[name].digest, PLAIN.unstructure(facts[name]))
             self._progress.done(name, "cached" if known is not None else "")
         return facts
 
@@ -107,8 +118,6 @@ class Compiler:
         others are in the cache by then.
         """
         self._progress.stage("compile", len(self._units))
-        objects: dict[str, Object] = {}
-        work: list[Job] = []
         plans = {
             name: make_plan(
                 signatures[name],
@@ -118,12 +127,24 @@ class Compiler:
             for name, unit in self._units.items()
             if least_sqnr(unit) is not None
         }
-        keys = {
-            name: digest(
-                [self._prints[name], sorted(state.marks[name]), content_of(plans.get(name))]
-            )
+        decided = {
+            name: [sorted(state.marks[name]), content_of(plans.get(name))] for name in self._units
+        }
+        keys = {name: digest([self._prints[name].digest, *decided[name]]) for name in self._units}
+        parts = {
+            name: {**self._prints[name].parts, **decided_parts(*decided[name])}
             for name in self._units
         }
+        objects: dict[str, Object] = {}
+        for name, key in keys.items():
+            if name not in self._fresh and (found := self._store.object(key)) is not None:
+                objects[name] = found
+        missing = {name: unit for name, unit in self._units.items() if name not in objects}
+        before = earlier(self._store) if missing else {}
+        for name in self._why:
+            self._progress.explain(name, self._reasons(name, keys, parts, missing, before))
+        overview = Overview(self._progress, jobs, self._memory, last_costs(before))
+        overview.plan(missing, len(objects))
 
         def finished(answer: Answer) -> None:
             name = answer.job.method
@@ -132,26 +153,45 @@ class Compiler:
                 answer.job.plan.unlink(missing_ok=True)
             if answer.error is None:
                 objects[name] = self._store.put_object(
-                    keys[name], answer.job.output, answer.figures, name, answer.job.backend
+                    keys[name],
+                    answer.job.output,
+                    answer.figures,
+                    name,
+                    answer.job.backend,
+                    told(parts[name], overview.cost(answer)),
                 )
-            self._progress.done(name, "failed" if answer.error else "")
+            overview.finished(answer)
 
-        for name in self._units:
-            found = None if name in self._fresh else self._store.object(keys[name])
-            if found is not None:
-                objects[name] = found
-                self._progress.done(name, "cached")
-            else:
-                work.append(self._job(name, keys[name], state.marks[name], plans.get(name)))
-        if any(kept_in_half(self._units[job.method].module) for job in work):
+        for name in objects:
+            overview.cached(name)
+        work = [self._job(name, keys[name], state.marks[name], plans.get(name)) for name in missing]
+        if any(kept_in_half(unit.module) for unit in missing.values()):
             give_back()  # what the files were written through, and the programs in them
-        answers = run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished)
+        answers = run_jobs(
+            work, jobs, overview.started, finished, fits=overview.fits, tick=overview.tick
+        )
         _require_all(answers)
         return Objects(
             {name: objects[name] for name in self._units},
-            frozenset(job.method for job in work),
+            frozenset(missing),
             max((answer.memory for answer in answers), default=0),
+            overview.peak if missing else 0,
         )
+
+    def _reasons(
+        self,
+        name: str,
+        keys: Mapping[str, str],
+        parts: Mapping[str, Parts],
+        missing: Collection[str],
+        before: Mapping[str, Sequence[Earlier]],
+    ) -> list[str]:
+        """Why a method is compiled; nothing if it is not."""
+        if name not in missing:
+            return []
+        if name in self._fresh:
+            return ["the cache is not asked: without verification, or where that found a mistake"]
+        return reasons(self._store, keys[name], parts[name], before.get(name, ()))
 
     def _job(self, name: str, key: str, marks: frozenset[str], plan: Plan | None) -> Job:
         """The unit written to a file, and what its worker must know besides."""
@@ -168,7 +208,8 @@ class Compiler:
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         except Exception as error:
-            if "inline_container" in str(error):  # torch's own writer of files
+            # What torch's own writer of files says, or the stream that it writes to.
+            if any(said in str(error) for said in ("inline_container", "iostream error")):
                 message = f"{path} cannot be written in full: is there room on the disk?"
                 raise OutputError(message) from error
             raise CompileError(

@@ -1,16 +1,22 @@
 """Worker processes and the queue before them: one method is compiled at a time in each.
 
-A worker that dies takes only its own method with it; a new one takes the next.
+A worker that dies takes only its own method with it; a new one takes the next. Where a job has to
+wait until there is room for it, no worker waits with it, since that would take room itself.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
-from queue import Empty, SimpleQueue
 
 from mmpack.multimethod.compile.process import Answer, Job, Worker
+
+Running = Sequence[tuple[Job, int]]
+"""Jobs at work, each with its worker's process id; 0 for one whose worker is about to start."""
+TICK = 0.5
+"""Seconds."""
 
 
 def run_jobs(
@@ -18,20 +24,30 @@ def run_jobs(
     workers: int,
     started: Callable[[Job], None],
     finished: Callable[[Answer], None],
+    *,
+    fits: Callable[[Job, Running], bool] = lambda job, running: True,
+    tick: Callable[[Sequence[int]], None] = lambda pids: None,
 ) -> list[Answer]:
     """Run all jobs on `workers` processes and return the answers in the order of the jobs.
 
-    `started` and `finished` are called from several threads, one at a time. A failed job stops
-    none of the others; an exception in `started` or `finished`, or Ctrl-C, stops all.
+    `started`, `finished`, `fits` and `tick` are called from several threads, one at a time. A
+    failed job stops none of the others; an exception in one of the four, or Ctrl-C, stops all.
+
+    fits: is asked before a job starts beside others; alone, each may. tick: is told all workers'
+    process ids, twice a second.
     """
     workers = max(1, min(workers, len(jobs)))
-    pool = _Pool(jobs, max(1, (os.cpu_count() or 1) // workers), started, finished)
+    pool = _Pool(jobs, max(1, _cores() // workers), started, finished, fits)
     threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(workers)]
     try:
         for thread in threads:
             thread.start()
+        ticked = 0.0
         for thread in threads:
             while thread.is_alive():  # in slices, so that Ctrl-C is heard
+                if time.monotonic() >= ticked + TICK:
+                    pool.tell(tick)
+                    ticked = time.monotonic()
                 thread.join(0.2)
     except BaseException:
         pool.stop()
@@ -45,7 +61,8 @@ def run_jobs(
 
 
 class _Pool:
-    """What the threads have in common. `lock` guards all of it, and the two callbacks."""
+    """What the threads have in common. `_lock` guards all of it, and the callbacks; `_changed`
+    wakes those that wait for room."""
 
     def __init__(
         self,
@@ -53,25 +70,36 @@ class _Pool:
         threads: int,
         started: Callable[[Job], None],
         finished: Callable[[Answer], None],
+        fits: Callable[[Job, Running], bool],
     ) -> None:
         self.answers: dict[str, Answer] = {}
         self.broken: list[BaseException] = []
         self._threads = threads
         self._started = started
         self._finished = finished
-        self._queue: SimpleQueue[Job] = SimpleQueue()
+        self._fits = fits
         # Jobs that want the same environment follow each other, since a worker has but one.
-        for job in sorted(jobs, key=lambda job: sorted(job.environment.items())):
-            self._queue.put(job)
+        self._queue = sorted(jobs, key=lambda job: sorted(job.environment.items()))
         self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._living: set[Worker] = set()
+        self._running: dict[str, tuple[Job, int]] = {}
         self._stopped = False
 
     def serve(self) -> None:
         """One thread with, at any time, at most one worker."""
         worker: Worker | None = None
+        job: Job | None = None
         try:
-            while (job := self._next()) is not None:
+            while True:
+                if job is None:
+                    if worker is not None:
+                        self._close(worker)
+                        worker = None
+                    with self._lock:
+                        job = self._wait()
+                    if job is None:
+                        return
                 if worker is not None and worker.environment != job.environment:
                     self._close(worker)
                     worker = None
@@ -81,6 +109,7 @@ class _Pool:
                     if worker is None:
                         worker = Worker(job.log, job.environment)
                         self._living.add(worker)
+                    self._running[job.method] = (job, worker.pid)
                     self._started(job)
                 answer = worker.run(job, self._threads)
                 if not worker.alive:
@@ -89,8 +118,11 @@ class _Pool:
                 with self._lock:
                     if self._stopped:
                         return
+                    del self._running[job.method]
                     self.answers[job.method] = answer
                     self._finished(answer)
+                    job = self._take()  # now: those that wait have no warm worker
+                    self._changed.notify_all()
         except BaseException as error:
             self.broken.append(error)
             self.stop()
@@ -98,20 +130,41 @@ class _Pool:
             if worker is not None:
                 self._close(worker)
 
+    def tell(self, tick: Callable[[Sequence[int]], None]) -> None:
+        with self._lock:
+            tick([worker.pid for worker in self._living])
+
     def stop(self) -> None:
         """Take no more jobs, and kill the workers at those that they are at."""
         with self._lock:
             self._stopped = True
+            self._queue.clear()
             for worker in self._living:
                 worker.kill()
+            self._changed.notify_all()
 
-    def _next(self) -> Job | None:
-        try:
-            return self._queue.get_nowait()
-        except Empty:
-            return None
+    def _wait(self) -> Job | None:
+        """The next job, once there is room for one; None if there are no more."""
+        while (job := self._take()) is None and self._queue:
+            self._changed.wait()
+        return job
+
+    def _take(self) -> Job | None:
+        """The first job that fits beside those at work, which from here on it is one of."""
+        for number, job in enumerate(self._queue):
+            if not self._running or self._fits(job, list(self._running.values())):
+                self._running[job.method] = (job, 0)
+                return self._queue.pop(number)
+        return None
 
     def _close(self, worker: Worker) -> None:
         with self._lock:
             self._living.discard(worker)
         worker.close()
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

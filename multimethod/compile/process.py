@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -47,6 +48,8 @@ class Answer:
 
     unwritten: the error is that a file could not be written or read, as on a full disk.
     memory: bytes that the worker has had resident at most, in all its jobs; 0 if it died.
+    own_memory: the same for this job alone; None where that cannot be told.
+    seconds: how long the worker was at it; None for its first, which waits for torch.
     """
 
     job: Job
@@ -54,6 +57,8 @@ class Answer:
     error: str | None
     unwritten: bool = False
     memory: int = 0
+    own_memory: int | None = None
+    seconds: float | None = None
 
 
 class Worker:
@@ -62,6 +67,7 @@ class Worker:
 
     def __init__(self, log: Path, environment: Mapping[str, str]) -> None:
         self.environment = environment
+        self._warm = False
         with open(log, "ab") as early:
             self._process = subprocess.Popen(
                 COMMAND,
@@ -73,6 +79,10 @@ class Worker:
                 start_new_session=True,
                 env={**os.environ, **environment},
             )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -93,6 +103,7 @@ class Worker:
             "plan": str(job.plan) if job.plan is not None else None,
             "io": job.io,
         }
+        began = time.monotonic()
         try:
             self._process.stdin.write(json.dumps(line) + "\n")
             self._process.stdin.flush()
@@ -104,9 +115,11 @@ class Worker:
             return Answer(job, {}, f"{died}\n  log: {job.log}")
         error = figures.pop("error", None)
         unwritten = bool(figures.pop("unwritten", False))
-        memory = figures.pop("memory")
+        memory, own_memory = figures.pop("memory"), figures.pop("own_memory")
         told = f"{error}\n  log: {job.log}" if error else None
-        return Answer(job, figures, told, unwritten, memory)
+        seconds = time.monotonic() - began if self._warm else None
+        self._warm = True
+        return Answer(job, figures, told, unwritten, memory, own_memory, seconds)
 
     def kill(self) -> None:
         """Kill it with all processes that it started. A dead one keeps its exit code."""

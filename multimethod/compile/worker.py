@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from mmpack.multimethod.errors import MmpackError
-from mmpack.multimethod.memory import give_back, keep_no_blocks, peak_memory
+from mmpack.multimethod.memory import forget_peak, give_back, keep_no_blocks, peak_memory
 
 
 def main() -> None:
@@ -29,9 +29,15 @@ def main() -> None:
     keep_no_blocks()
     jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    most = 0
     while True:
         job = jobs.get()
-        answer = {**_logged(job), "memory": peak_memory()}
+        most = max(most, peak_memory())
+        apart = forget_peak()
+        answer = _logged(job)
+        own = peak_memory()
+        most = max(most, own)
+        answer |= {"memory": most, "own_memory": own if apart else None}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         _forget()

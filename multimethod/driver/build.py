@@ -6,7 +6,7 @@ check -> units -> compile (cached, in worker processes) -> link -> verify -> mov
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -15,13 +15,13 @@ from torch import nn
 
 from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.cache import Cache
-from mmpack.multimethod.compile.fingerprint import fingerprints
+from mmpack.multimethod.compile.fingerprint import Print, fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
 from mmpack.multimethod.driver.records import BuildReport, link_parts, row
 from mmpack.multimethod.driver.room import require_room_for_methods, require_room_for_objects
-from mmpack.multimethod.errors import OutputError, TargetError
+from mmpack.multimethod.errors import OutputError, SpecError, TargetError, nearest
 from mmpack.multimethod.flow.program import load
 from mmpack.multimethod.memory import peak_memory
 from mmpack.multimethod.outputs import refuse_overwriting
@@ -41,6 +41,8 @@ def build(
     verify: bool = True,
     cache: str | Path | None = None,
     progress: Progress | None = None,
+    memory: int | None = None,
+    why: Sequence[str] = (),
 ) -> BuildReport:
     """Build the program that a spec describes.
 
@@ -48,6 +50,9 @@ def build(
     jobs: how many methods are compiled at once, each in its own process.
     verify: compare every method and flow with eager PyTorch, and write nothing if one is wrong.
     cache: the cache's folder; none given: see `scratch.cache_root`.
+    memory: bytes that compiling may take, this process and its workers together, without files that
+    they map: no method is begun that is not expected to fit.
+    why: methods of which `progress` is told why they are compiled, if they are.
 
     Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
     is what it was before, and objects already compiled stay in the cache.
@@ -58,6 +63,7 @@ def build(
     _require_writable(target)
     refuse_overwriting(target, _sources(spec_file))
     _require_backends(spec_file)
+    _require_methods(spec_file, why)
     if verify:
         require_room_for_methods(spec_file)
     with Cache(Path(cache) if cache is not None else None) as store:
@@ -66,15 +72,15 @@ def build(
         # What a fingerprint overlooks makes a stale object, and verification finds it. Without
         # verification nothing is taken from the cache.
         fresh = frozenset() if verify else frozenset(units)
-        parts = compile_parts(made, prints, store, jobs, progress, fresh)
+        parts = compile_parts(made, prints, store, jobs, progress, fresh, memory, why)
         verified = _verify(parts, model, target, progress) if verify else None
         if verified is not None and (stale := _doubtful(parts, verified)):
-            parts = compile_parts(made, prints, store, jobs, progress, stale)
+            parts = compile_parts(made, prints, store, jobs, progress, stale, memory)
             verified = _verify(parts, model, target, progress)
         if verified is not None:
             verified.require_right()
         # In any case: a conversion that went wrong is none of the user's doing.
-        heads = compare_converted(parts, model, store, jobs, progress)
+        heads = compare_converted(parts, model, store, jobs, progress, memory)
         parts = attrs.evolve(parts, heads=heads)
     progress.stage("link", 1)
     report = link_parts(parts, verified, target)
@@ -86,16 +92,17 @@ def build(
         link=report,
         seconds=watch.stop(),
         memory=(peak_memory(), parts.objects.memory),
+        together=parts.objects.together,
     )
 
 
-def _examined(spec_file: SpecFile, store: Cache, verify: bool) -> tuple[Examined, dict[str, str]]:
+def _examined(spec_file: SpecFile, store: Cache, verify: bool) -> tuple[Examined, dict[str, Print]]:
     """The model and its methods, with their fingerprints. Methods that the cache knows were tried
     when they got there, and are not tried again."""
     found = Collected()
     made = assemble(spec_file, found)
     prints = {} if found else fingerprints(made.units, state_names(made.model))
-    if not verify or found or not all(store.facts(key) is not None for key in prints.values()):
+    if not verify or found or not all(store.facts(p.digest) is not None for p in prints.values()):
         rehearse_all(made, found, verify=verify)
     found.check()
     return made, prints
@@ -140,6 +147,16 @@ def _require_backends(spec_file: SpecFile) -> None:
                 f"cannot build here: {found.detail}; to change that: {found.remedy}",
             )
             raise TargetError(str(mistake))
+
+
+def _require_methods(spec_file: SpecFile, names: Sequence[str]) -> None:
+    """What is asked about must be there."""
+    known = spec_file.methods
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise SpecError(
+            f"{spec_file.path} has no method {name!r}{nearest(name, known)}" for name in wrong
+        )
 
 
 def _sources(spec_file: SpecFile) -> list[Path]:

@@ -3,7 +3,7 @@ these stages because it takes all methods together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from attrs import field, frozen
 from torch import nn
@@ -12,7 +12,7 @@ from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
-from mmpack.multimethod.compile.fingerprint import fingerprints
+from mmpack.multimethod.compile.fingerprint import Print, fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
@@ -51,18 +51,21 @@ class Parts:
 
 def compile_parts(
     made: Examined,
-    prints: Mapping[str, str],
+    prints: Mapping[str, Print],
     store: Cache,
     jobs: int,
     progress: Progress,
     fresh: frozenset[str],
+    memory: int | None = None,
+    why: Sequence[str] = (),
 ) -> Parts:
     """All that `link_parts` wants, with `jobs` methods compiled at once.
 
     prints: the methods' fingerprints. fresh: methods that are made anew, whatever the cache has.
+    memory, why: as in `build`.
     """
     spec_file, model, units = made.spec_file, made.model, made.units
-    compiler = Compiler(units, state_names(model), prints, store, progress, fresh)
+    compiler = Compiler(units, state_names(model), prints, store, progress, fresh, memory, why)
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     found = Collected()
@@ -88,14 +91,20 @@ def compile_parts(
 
 
 def compare_converted(
-    parts: Parts, model: nn.Module, store: Cache, jobs: int, progress: Progress
+    parts: Parts,
+    model: nn.Module,
+    store: Cache,
+    jobs: int,
+    progress: Progress,
+    memory: int | None = None,
 ) -> dict[str, Compared]:
     """What was converted to single heads, held against itself unconverted."""
     twins = unconverted(parts.units, parts.objects)
     if not twins:
         return {}
     names = state_names(model)
-    compiler = Compiler(twins, names, fingerprints(twins, names), store, progress)
+    prints = fingerprints(twins, names)
+    compiler = Compiler(twins, names, prints, store, progress, memory=memory)
     compiler.export_all()
     made = compiler.compile_all(parts.state, jobs, parts.signatures, parts.examples)
     return compare_heads(twins, parts.objects, made, progress, parts.examples)

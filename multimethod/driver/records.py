@@ -49,6 +49,8 @@ class BuildReport:
 
     seconds: how long each stage took. memory: bytes that this process has had resident at most
     since it began, and those of the largest worker that compiled its methods; 0 without any.
+    together: bytes that this process and its workers took at most while these compiled, without
+    files that they map.
     """
 
     output: Path
@@ -57,6 +59,7 @@ class BuildReport:
     link: LinkReport
     seconds: Mapping[str, float]
     memory: tuple[int, int]
+    together: int = 0
 
     @property
     def compiled(self) -> int:

@@ -5,6 +5,16 @@
     {"event": "done", "stage": "compile", "method": "lm_head.one", "count": 7, "seconds": 1.8}
     {"event": "built", "output": "adder.pte", "size": 1871008, "methods": [...], ...}
 
+In the stage "compile", `start` and `done` tell besides where it stands:
+
+    "status": {"done": 3, "running": 2, "queued": 9, "cached": 10, "seconds_left": 21.5,
+               "memory": 1320000000, "peak": 1410000000}
+
+`done` are those that this build compiled; `seconds_left` is null while nothing was measured; bytes
+are those of this process and its workers together, without files that they map. `--why` adds
+
+    {"event": "why", "stage": "compile", "method": "lm_head.one", "cached": false, "reasons": [...]}
+
 A method that was in the cache is "done" with `"note": "cached"` and without a "start", one that
 failed with `"note": "failed"`. More keys may come to be.
 """
@@ -14,10 +24,12 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mmpack.multimethod.progress import Stage
+import attrs
+
+from mmpack.multimethod.progress import Stage, Status
 
 if TYPE_CHECKING:
     from mmpack.multimethod.driver.records import BuildReport
@@ -31,15 +43,17 @@ class JsonLines:
         self._stage = ""
         self._count = 0
         self._began: dict[str, float] = {}
+        self._status: dict[str, Any] = {}
 
     def stage(self, name: Stage, total: int) -> None:
         self._stage, self._count = name, 0
         self._began.clear()
+        self._status = {}
         self._tell("stage", stage=name, total=total)
 
     def start(self, method: str) -> None:
         self._began[method] = time.monotonic()
-        self._tell("start", stage=self._stage, method=method)
+        self._tell("start", stage=self._stage, method=method, **self._status)
 
     def done(self, method: str, note: str = "") -> None:
         self._count += 1
@@ -50,7 +64,17 @@ class JsonLines:
             told["note"] = note
         elif began is not None:
             told["seconds"] = round(time.monotonic() - began, 3)
-        self._tell("done", stage=self._stage, **told)
+        self._tell("done", stage=self._stage, **told, **self._status)
+
+    def status(self, status: Status) -> None:
+        told = attrs.asdict(status)
+        left = told.pop("left")
+        told["seconds_left"] = round(left, 1) if left is not None else None
+        self._status = {"status": told}
+
+    def explain(self, method: str, reasons: Sequence[str]) -> None:
+        cached = not reasons
+        self._tell("why", stage=self._stage, method=method, cached=cached, reasons=list(reasons))
 
     def built(self, report: BuildReport) -> None:
         """What the build made. Bytes, seconds, dB."""
@@ -84,7 +108,7 @@ class JsonLines:
                 for flow in report.flows
             ],
             seconds={stage: round(took, 3) for stage, took in report.seconds.items()},
-            memory={"here": own, "worker": worker},
+            memory={"here": own, "worker": worker, "together": report.together},
         )
 
     def _tell(self, event: str, **more: Any) -> None:

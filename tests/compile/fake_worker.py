@@ -31,6 +31,11 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         ctypes.CDLL(None).fflush(None)
         subprocess.run(["echo", "from a child"], check=True)
         sys.stdout.flush()
+    if meeting := options.get("meet"):  # with so many others
+        Path(meeting, job["method"]).touch()
+        end = time.monotonic() + 60
+        while len(os.listdir(meeting)) < options["count"] and time.monotonic() < end:
+            time.sleep(0.01)
     if options.get("die") == "exit":
         os._exit(7)
     if options.get("die") == "kill":
@@ -46,7 +51,13 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     if options.get("fail"):
         return {"error": f"{job['method']}: it failed"}
     Path(job["output"]).write_text(f"object of {job['method']}")
-    return {"operators": 1, "delegated": 0, "left": {}, "pid": os.getpid()}
+    return {
+        "operators": 1,
+        "delegated": 0,
+        "left": {},
+        "pid": os.getpid(),
+        "threads": job["threads"],
+    }
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def run_here(
     workers: int,
     started: Callable[[Job], None],
     finished: Callable[[Answer], None],
+    **_: Any,
 ) -> list[Answer]:
     """Like `pool.run_jobs`, in this process."""
     answers = []

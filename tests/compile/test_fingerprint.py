@@ -296,9 +296,13 @@ NOT_IN_OBJECTS = {
     "spec/*.py",
     # They find, hash, store and carry; what they carry is made elsewhere.
     "compile/cache.py",
+    "compile/costs.py",
     "compile/describe.py",
+    "compile/earlier.py",
     "compile/fingerprint.py",
     "compile/imports.py",
+    "compile/ingredients.py",
+    "compile/overview.py",
     "compile/pool.py",
     "compile/process.py",
     "compile/sources.py",

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mmpack.multimethod.compile import process
-from mmpack.multimethod.compile.pool import run_jobs
+from mmpack.multimethod.compile.pool import Running, run_jobs
 from mmpack.multimethod.compile.process import Answer, Job
 
 from .processes import wait_for_end, wait_for_pids
@@ -43,7 +43,7 @@ def job(tmp_path: Path) -> Any:
     return make
 
 
-def run(jobs: list[Job], workers: int = 1) -> tuple[list[Answer], list[str]]:
+def run(jobs: list[Job], workers: int = 1, **options: Any) -> tuple[list[Answer], list[str]]:
     """The answers, and what was reported in which order."""
     told: list[str] = []
     answers = run_jobs(
@@ -51,6 +51,7 @@ def run(jobs: list[Job], workers: int = 1) -> tuple[list[Answer], list[str]]:
         workers,
         lambda job: told.append(f"start {job.method}"),
         lambda answer: told.append(f"{'failed' if answer.error else 'done'} {answer.job.method}"),
+        **options,
     )
     return answers, told
 
@@ -82,6 +83,107 @@ def test_a_worker_tells_its_own_memory(job: Any) -> None:
     before, taken, after, died = (answer.memory for answer in answers)
     assert 0 < before < 100_000_000 and 300_000_000 < taken == after < len(parents)
     assert died == 0
+    own = [answer.own_memory for answer in answers]
+    assert own[3] is None and own[1] == taken
+    assert own[0] == before and own[2] is not None and own[2] < 100_000_000
+
+
+def test_a_worker_is_timed_once_it_is_warm(job: Any) -> None:
+    answers, _ = run([job("a"), job("b"), job("c", die="kill"), job("d"), job("e")])
+    assert [answer.seconds is not None for answer in answers] == [False, True, False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "each"), [(8, 1, 8), (8, 3, 2), (2, 3, 1), (4, 9, 1), (1, 1, 1)]
+)
+def test_workers_share_the_cores(
+    job: Any, monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, each: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    answers, _ = run([job(name) for name in "abc"], workers)
+    # Three jobs never have more than three workers.
+    assert {answer.figures["threads"] for answer in answers} == {each}
+
+
+def most_at_once(told: list[str]) -> int:
+    running = most = 0
+    for event in told:
+        running += 1 if event.startswith("start ") else -1
+        most = max(most, running)
+    return most
+
+
+class TestRoom:
+    """Jobs that begin only where there is room for them."""
+
+    def test_two_that_fit_run_at_once(self, job: Any, tmp_path: Path) -> None:
+        place = tmp_path / "meeting"
+        place.mkdir()
+        jobs = [job(name, meet=str(place), count=2) for name in "ab"]
+        _, told = run(jobs, 2, fits=lambda job, running: len(running) < 2)
+        assert most_at_once(told) == 2 and sorted(os.listdir(place)) == ["a", "b"]
+
+    def test_two_that_do_not_never_do_and_the_other_worker_is_not_started(self, job: Any) -> None:
+        asked: list[tuple[str, list[str]]] = []
+
+        def fits(job: Job, running: Running) -> bool:
+            asked.append((job.method, [other.method for other, _ in running]))
+            return False
+
+        answers, told = run([job(name) for name in "abcdef"], 3, fits=fits)
+        assert most_at_once(told) == 1 and all(answer.error is None for answer in answers)
+        assert len({answer.figures["pid"] for answer in answers}) == 1
+        assert asked and all(len(running) == 1 for _, running in asked)
+
+    def test_a_small_one_goes_before_a_large_one_that_does_not_fit(
+        self, job: Any, tmp_path: Path
+    ) -> None:
+        place = tmp_path / "meeting"
+        place.mkdir()
+        jobs = [job(name, meet=str(place), count=2) for name in ("a", "large", "small")]
+
+        def fits(job: Job, running: Running) -> bool:
+            return "large" not in {job.method, *(other.method for other, _ in running)}
+
+        _, told = run(jobs, 2, fits=fits)
+        assert set(told[:2]) == {"start a", "start small"}
+        assert told[-2:] == ["start large", "done large"]
+
+    def test_it_is_told_the_processes_at_work(self, job: Any, tmp_path: Path) -> None:
+        place = tmp_path / "meeting"
+        place.mkdir()
+        seen: list[list[int]] = []
+
+        def fits(job: Job, running: Running) -> bool:
+            seen.append([pid for _, pid in running])
+            return job.method == "b"
+
+        ticked: list[int] = []
+        jobs = [job(name, meet=str(place), count=2) for name in "ab"]
+        answers, _ = run([*jobs, job("c")], 2, fits=fits, tick=ticked.extend)
+        pids = {answer.figures["pid"] for answer in answers}
+        assert {pid for pids in seen for pid in pids} <= {*pids, 0} and set(ticked) <= pids
+
+    def test_an_exception_wakes_those_that_wait(self, job: Any) -> None:
+        def finished(answer: Answer) -> None:
+            raise OSError("the disk is full")
+
+        with pytest.raises(OSError, match="the disk is full"):
+            run_jobs(
+                [job(name) for name in "abc"],
+                3,
+                lambda job: None,
+                finished,
+                fits=lambda job, running: False,
+            )
+        assert not any("serve" in thread.name for thread in threading.enumerate())
+
+    def test_an_exception_of_a_tick_stops_everything(self, job: Any) -> None:
+        def tick(pids: Any) -> None:
+            raise OSError("nobody reads")
+
+        with pytest.raises(OSError, match="nobody reads"):
+            run([job("a", hang=True)], fits=lambda job, running: True, tick=tick)
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
+import torch
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 
 from mmpack.multimethod.compile import worker
@@ -35,3 +37,16 @@ def test_a_job_that_is_done_is_forgotten(project: Project, tmp_path: Any) -> Non
     assert len(lowered()) > before  # or there is nothing to forget any more
     worker._forget()
     assert len(lowered()) == before
+
+
+def test_a_worker_computes_on_its_share_of_the_cores(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    job = {"method": "f", "backend": "portable", "options": {}, "unit": str(tmp_path / "none")}
+    job |= {"output": "", "imports": (), "plan": None, "io": "planned"}
+    try:
+        for threads in (3, 1):
+            told = worker._run({**job, "threads": threads})
+            assert "error" in told  # there is no unit; that is found after
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -33,6 +34,11 @@ class Telling:
 
     def done(self, method: str, note: str = "") -> None:
         self._tell(f"done {method} {note}".strip())
+
+    def status(self, status: object) -> None: ...
+
+    def explain(self, method: str, reasons: Sequence[str]) -> None:
+        self._tell(f"why {method} {'; '.join(reasons)}".strip())
 
 
 def child(request: dict[str, Any]) -> int:

@@ -6,13 +6,11 @@ compiled before, so that each takes about a second.
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,56 +20,17 @@ import torch
 from mmpack.multimethod import build, load, verify
 from mmpack.multimethod.compile import lower as lowering
 from mmpack.multimethod.compile import process
-from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.errors import CompileError, OutputError, VerifyError
 
 from ..compile.processes import wait_for_end
 from .killable import Builder
+from .left import left_beside, left_in
 
 ROOT = Path(__file__).parents[2]
 SPEC = ROOT / "examples" / "nested_matmul" / "nested_matmul.yaml"
 REPLAY = Path(__file__).with_name("replay_worker.py")
 EVENTS = 17
 """Events that a cold build of this spec tells, as long as nothing goes wrong."""
-
-
-@pytest.fixture(scope="module")
-def program(example: Callable[[str], Path]) -> Path:
-    return example("nested_matmul")
-
-
-@pytest.fixture(scope="module")
-def replay(
-    program: Path, build_cache: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, ...]:
-    """The command of a worker that has the objects of `program` ready."""
-    folder = tmp_path_factory.mktemp("replay")
-    manifest = load(program).manifest
-    assert manifest is not None
-    for name, record in manifest.methods.items():
-        found = Cache(build_cache).object(record.key)
-        assert found is not None
-        shutil.copyfile(found.path, folder / f"{name}.pte")
-        (folder / f"{name}.json").write_text(json.dumps(found.figures))
-    return (sys.executable, "-P", str(REPLAY), str(folder))
-
-
-@pytest.fixture(scope="module")
-def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
-    made = Builder(tmp_path_factory.mktemp("builder"))
-    yield made
-    made.close()
-
-
-def left_beside(output: Path) -> list[str]:
-    return sorted(path.name for path in output.parent.iterdir() if path != output)
-
-
-def left_in(cache: Path) -> list[str]:
-    """Files of the cache that are no objects, facts or logs, and not its lock."""
-    known = ("facts", "objects", "logs", "lock")
-    hidden = (str(p.relative_to(cache)) for p in cache.rglob(".*") if p.is_file())
-    return sorted(hidden) + [path.name for path in cache.iterdir() if path.name not in known]
 
 
 class TestStopped:
