@@ -104,7 +104,7 @@ def _program(folder: Path, precision: str, what: str) -> Path:
         text = re.sub(r"  prefill:\n.*?\n\n", "", text, count=1, flags=re.DOTALL)
         text = text.replace("name: [prefill, decode], n: {cycle: [chunk, one]}",
                             "name: [decode], n: {cycle: [one]}")  # fmt: skip
-        text = re.sub(r"  chunk: \d+ .*\n", "", text)
+        text = re.sub(r"  chunk: \d+ .*\n", "", text).replace("{shared: [", "{private: [")
     spec.write_text(text)
     build(spec, path, jobs=2, cache=folder / "cache")
     return path
