@@ -1,4 +1,4 @@
-"""A worker process that lowers nothing: each job's `options` say what it does.
+"""A worker process that lowers nothing: each job's unit is JSON that says what it does.
 
 Everything around the lowering is the real worker's: jobs, answers, the log, the end.
 """
@@ -6,6 +6,7 @@ Everything around the lowering is the real worker's: jobs, answers, the log, the
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from mmpack.multimethod.compile import worker
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    options = job["options"]
+    options = json.loads(Path(job["unit"]).read_text())
     if pids := options.get("pids"):
         child = subprocess.Popen(["sleep", "1000"]) if options.get("child") else None
         numbers = [os.getpid(), *([child.pid] if child else [])]
