@@ -145,6 +145,8 @@ def init(
     help="Where the program goes. Default: the spec's name with .pte, here.",
 )
 @JOBS
+@click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, as in tcp://host:8786, whose "
+              "workers compile in place of --jobs.")  # fmt: skip
 @CACHE
 @click.option(
     "--no-verify",
@@ -164,6 +166,7 @@ def build(
     spec: Path,
     output: Path | None,
     jobs: int,
+    cluster: str | None,
     cache: Path | None,
     no_verify: bool,
     quiet: bool,
@@ -175,7 +178,9 @@ def build(
     from mmpack.multimethod.report.json_lines import JsonLines
     from mmpack.multimethod.report.tables import build_summary, build_table, terminal
 
-    made = partial(build, spec, output, jobs=jobs, verify=not no_verify, cache=cache)
+    made = partial(
+        build, spec, output, jobs=jobs, verify=not no_verify, cache=cache, cluster=cluster
+    )
     if quiet:
         made()
         return

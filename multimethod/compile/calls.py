@@ -107,7 +107,8 @@ def read_calls(path: Path, calls: Sequence[Call]) -> Iterator[list[torch.Tensor]
 def _of_folder(folder: Path, place: Place) -> torch.Tensor:
     with (folder / place.hash).open("rb") as file:
         tensor = _read(file, place, 0)
-    require_content("a calibration's input", tensor, place.hash, folder / place.hash)
+    what = "a calibration's input"
+    require_content(what, tensor, place.hash, folder / place.hash, remove=True)
     return tensor
 
 

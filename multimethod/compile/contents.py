@@ -141,14 +141,20 @@ class Reader:
         if own or flat.data_ptr() % dtype.itemsize:
             flat = flat.clone()
         flat = flat.view(dtype)
-        require_content(f"{self._unit}: {name!r}", flat, place.hash, path)
+        brought = self._folder is not None
+        require_content(f"{self._unit}: {name!r}", flat, place.hash, path, remove=brought)
         return flat.as_strided(held.shape, held.strides)
 
 
-def require_content(what: str, tensor: torch.Tensor, wanted: str, path: Path) -> None:
-    """Raise CompileError if what was read in a file is not what has that hash."""
+def require_content(
+    what: str, tensor: torch.Tensor, wanted: str, path: Path, *, remove: bool
+) -> None:
+    """Raise CompileError if what was read in a file is not what has that hash. remove: the file
+    too, which would be taken for that the next time."""
     found = hash_tensor(tensor)
     if found != wanted:
+        if remove:
+            path.unlink(missing_ok=True)
         raise CompileError(
             f"{what} is damaged, or was changed while this was built: expected what has the hash "
             f"{wanted[:16]}…, found {found[:16]}… in {path}"

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.carried import Code, carried
+from mmpack.multimethod.compile.cluster import Cluster
 from mmpack.multimethod.compile.contents import Contents
 from mmpack.multimethod.compile.embeddings import require_tables
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
@@ -61,6 +62,7 @@ class Compiler:
 
     names: id(tensor) -> its name in the model. prints: the units' fingerprints.
     fresh: names of units that are made anew, whatever the cache has.
+    cluster: what compiles them, rather than processes of this machine.
     """
 
     def __init__(
@@ -71,7 +73,9 @@ class Compiler:
         store: Cache,
         progress: Progress,
         fresh: frozenset[str] = frozenset(),
+        cluster: Cluster | None = None,
     ) -> None:
+        self._cluster = cluster
         self._units = units
         self._names = names
         self._store = store
@@ -126,6 +130,9 @@ class Compiler:
             for name in self._units
         }
 
+        def started(job: Job) -> None:
+            self._progress.start(job.method)
+
         def finished(answer: Answer) -> None:
             name = answer.job.method
             answer.job.unit.unlink(missing_ok=True)
@@ -147,7 +154,10 @@ class Compiler:
                 )
         if any(kept_in_half(self._units[job.method].module) for job in work):
             give_back()  # what the files were written through, and the programs in them
-        answers = run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished)
+        if self._cluster is not None:
+            answers = self._cluster.run_jobs(work, started, finished)
+        else:
+            answers = run_jobs(work, jobs, started, finished)
         _require_all(answers)
         return Objects(
             {name: objects[name] for name in self._units},

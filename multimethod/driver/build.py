@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import attrs
@@ -15,6 +15,7 @@ from torch import nn
 
 from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.cache import Cache
+from mmpack.multimethod.compile.cluster import connected
 from mmpack.multimethod.compile.fingerprint import fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
@@ -41,6 +42,7 @@ def build(
     verify: bool = True,
     cache: str | Path | None = None,
     progress: Progress | None = None,
+    cluster: str | None = None,
 ) -> BuildReport:
     """Build the program that a spec describes.
 
@@ -48,6 +50,7 @@ def build(
     jobs: how many methods are compiled at once, each in its own process.
     verify: compare every method and flow with eager PyTorch, and write nothing if one is wrong.
     cache: the cache's folder; none given: see `scratch.cache_root`.
+    cluster: address of a Dask scheduler, whose workers compile in place of `jobs` processes here.
 
     Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
     is what it was before, and objects already compiled stay in the cache.
@@ -60,21 +63,24 @@ def build(
     _require_backends(spec_file)
     if verify:
         require_room_for_methods(spec_file)
-    with Cache(Path(cache) if cache is not None else None) as store:
+    with (
+        Cache(Path(cache) if cache is not None else None) as store,
+        connected(cluster) if cluster is not None else nullcontext() as workers,
+    ):
         made, prints = _examined(spec_file, store, verify)
         model, units = made.model, made.units
         # What a fingerprint overlooks makes a stale object, and verification finds it. Without
         # verification nothing is taken from the cache.
         fresh = frozenset() if verify else frozenset(units)
-        parts = compile_parts(made, prints, store, jobs, progress, fresh)
+        parts = compile_parts(made, prints, store, jobs, progress, fresh, workers)
         verified = _verify(parts, model, target, progress) if verify else None
         if verified is not None and (stale := _doubtful(parts, verified)):
-            parts = compile_parts(made, prints, store, jobs, progress, stale)
+            parts = compile_parts(made, prints, store, jobs, progress, stale, workers)
             verified = _verify(parts, model, target, progress)
         if verified is not None:
             verified.require_right()
         # In any case: a conversion that went wrong is none of the user's doing.
-        heads = compare_converted(parts, model, store, jobs, progress)
+        heads = compare_converted(parts, model, store, jobs, progress, workers)
         parts = attrs.evolve(parts, heads=heads)
     progress.stage("link", 1)
     report = link_parts(parts, verified, target)

@@ -12,6 +12,7 @@ from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
+from mmpack.multimethod.compile.cluster import Cluster
 from mmpack.multimethod.compile.fingerprint import fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
@@ -56,13 +57,14 @@ def compile_parts(
     jobs: int,
     progress: Progress,
     fresh: frozenset[str],
+    cluster: Cluster | None = None,
 ) -> Parts:
-    """All that `link_parts` wants, with `jobs` methods compiled at once.
+    """All that `link_parts` wants, with `jobs` methods compiled at once, or by a cluster.
 
     prints: the methods' fingerprints. fresh: methods that are made anew, whatever the cache has.
     """
     spec_file, model, units = made.spec_file, made.model, made.units
-    compiler = Compiler(units, state_names(model), prints, store, progress, fresh)
+    compiler = Compiler(units, state_names(model), prints, store, progress, fresh, cluster)
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     found = Collected()
@@ -88,14 +90,20 @@ def compile_parts(
 
 
 def compare_converted(
-    parts: Parts, model: nn.Module, store: Cache, jobs: int, progress: Progress
+    parts: Parts,
+    model: nn.Module,
+    store: Cache,
+    jobs: int,
+    progress: Progress,
+    cluster: Cluster | None = None,
 ) -> dict[str, Compared]:
     """What was converted to single heads, held against itself unconverted."""
     twins = unconverted(parts.units, parts.objects)
     if not twins:
         return {}
     names = state_names(model)
-    compiler = Compiler(twins, names, fingerprints(twins, names), store, progress)
+    prints = fingerprints(twins, names)
+    compiler = Compiler(twins, names, prints, store, progress, cluster=cluster)
     compiler.export_all()
     made = compiler.compile_all(parts.state, jobs, parts.signatures, parts.examples)
     return compare_heads(twins, parts.objects, made, progress, parts.examples)
