@@ -168,6 +168,7 @@ def test_a_weight_that_is_another_one_is_an_error(tmp_path: Path, elsewhere: boo
     says = rf"^f: 'turned' is damaged, .* has the hash {place.hash[:16]}…, found \w+… in {file}$"
     with pytest.raises(CompileError, match=says):
         read_program(path, about, brought)
+    assert file.exists() != elsewhere  # there it would be taken for that content the next time
     file.write_bytes(data[: place.offset if not elsewhere else 10])
     with pytest.raises(CompileError, match=r"^f: '.*' cannot be read: .* bytes, expected \d+"):
         read_program(path, about, brought)
