@@ -31,7 +31,6 @@ OWN_CODE = (
     "samples.py",
     "compile/buffers.py",
     "compile/calls.py",
-    "compile/carried.py",
     "compile/composites.py",
     "compile/contents.py",
     "compile/dims.py",

@@ -296,6 +296,9 @@ NOT_IN_OBJECTS = {
     "spec/*.py",
     # They find, hash, store and carry; what they carry is made elsewhere.
     "compile/cache.py",
+    "compile/carried.py",
+    "compile/cluster.py",
+    "compile/cluster_worker.py",
     "compile/describe.py",
     "compile/fingerprint.py",
     "compile/imports.py",
