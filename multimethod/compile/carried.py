@@ -32,7 +32,9 @@ class Code:
 
     @property
     def digest(self) -> str:
-        """Equal for equal code, wherever it was."""
+        """Equal for equal code of the user's, wherever it was; "" without any."""
+        if not self.files:
+            return ""
         places = [os.path.relpath(part, self.root) for place in self.files for part in place]
         text = json.dumps([places, self.modules, self.texts], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -76,7 +76,7 @@ class Cluster:
         """Addresses of the workers that there are now. Raises ClusterError if the scheduler is
         gone."""
         try:
-            return frozenset(self.client.scheduler_info(n_workers=-1)["workers"])
+            return frozenset(self.client.nthreads())
         except Exception as error:
             raise ClusterError(
                 f"the Dask scheduler at {self.address} is lost: {_told(error)}; what was compiled "
@@ -194,7 +194,7 @@ class _Crew:
 
     def _over(self) -> bool:
         with self._changed:
-            return bool(self._broken) or len(self.answers) == self._jobs
+            return self._stopped or bool(self._broken) or len(self.answers) == self._jobs
 
     def _stop(self) -> None:
         """Take no more jobs, and have workers kill the compilers that are at ours."""
@@ -213,7 +213,8 @@ class _Crew:
                 try:
                     answer = self._compile(address, job)
                 except _Lost as lost:
-                    self._again(address, job, lost)
+                    if not self._over():
+                        self._again(address, job, lost)
                     return
                 self._answered(answer)
         except BaseException as error:
@@ -246,6 +247,7 @@ class _Crew:
 
     def _again(self, address: str, job: Job, lost: _Lost) -> None:
         """Have another worker do it; but not for ever, since it may be what ends them."""
+        self._cluster.workers()  # or it is the scheduler that is lost
         reasons = self._lost.setdefault(job.method, [])
         reasons.append(f"{address}: {lost}")
         if len(reasons) < ATTEMPTS:

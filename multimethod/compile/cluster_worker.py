@@ -80,8 +80,9 @@ def compile_unit(
 ) -> dict[str, Any]:
     """Compile a unit whose file, and all that it refers to, is here by its hash.
 
-    code: digest of the user's code that it brings along. Returns the worker's figures and memory,
-    or an error; what was printed; and where the object is (`fetch`), its bytes and hash.
+    code: digest of the user's code that it brings along, "" without any. Returns the worker's
+    figures and memory, or an error; what was printed; and where the object is (`fetch`), its bytes
+    and hash.
     """
     from distributed import get_worker
 
@@ -175,11 +176,13 @@ class Room:
         with self._lock:
             self._build = build
             old = self._compiler
-            if old is not None and (old.environment, self._code) != (job.environment, code):
+            other = bool(code and self._code) and code != self._code
+            if old is not None and (other or old.environment != job.environment):
                 old.close()
                 self._compiler = None
             if self._compiler is None:
-                self._compiler, self._code = Worker(job.log, job.environment), code
+                self._compiler, self._code = Worker(job.log, job.environment), ""
+            self._code = code or self._code
             return self._compiler
 
     def stop(self, build: str) -> None:

@@ -3,9 +3,12 @@ cluster's workers are in this process, their compilers are `fake_worker.py`."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import re
+import signal
 import sys
 import threading
 import zipfile
@@ -18,6 +21,7 @@ import torch
 from distributed import LocalCluster
 
 from mmpack.multimethod.compile import cluster, cluster_worker, process
+from mmpack.multimethod.compile.carried import Code
 from mmpack.multimethod.compile.cluster import connected
 from mmpack.multimethod.compile.contents import Contents
 from mmpack.multimethod.compile.process import Answer, Job
@@ -29,6 +33,7 @@ from mmpack.multimethod.signature import Signature
 from .processes import wait_for, wait_for_end, wait_for_pids
 
 FAKE = Path(__file__).with_name("fake_worker.py")
+NO_CODE = Code()
 WEIGHTS = {"w": torch.arange(100.0), "b": torch.arange(7), "none": torch.empty(0)}
 
 
@@ -70,19 +75,20 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for made in started:
         for worker in made.workers.values():
             cluster_worker.room(worker).close()
-        made.close()
+        with contextlib.suppress(TimeoutError):  # of one without a scheduler
+            made.close(timeout=2)
 
 
 @pytest.fixture
 def job(tmp_path: Path) -> Callable[..., Job]:
     contents = Contents()
 
-    def make(method: str, **orders: Any) -> Job:
+    def make(method: str, code: Code = NO_CODE, **orders: Any) -> Job:
         unit = tmp_path / f"{method}.pt2"
         weights = {**WEIGHTS, "own": torch.full((3,), float(ord(method)))}
         held = contents.hold(method, weights, tmp_path / f"{method}.safetensors")
         signature = Signature(method, (), (), {})
-        about = UnitFile(method, "portable", {}, "planned", signature, weights=held)
+        about = UnitFile(method, "portable", {}, "planned", signature, None, code, held)
         with zipfile.ZipFile(unit, "w") as archive:
             archive.writestr("unit/extra/unit.json", json.dumps(PLAIN.unstructure(about)))
             archive.writestr("fake.json", json.dumps(orders))
@@ -124,10 +130,14 @@ def test_answers_objects_and_logs_come_back(start: Start, job: Any) -> None:
 
 
 def test_the_compiler_stays_for_the_next_build(start: Start, job: Any) -> None:
+    """Unless that brings other code along: an operator is registered once."""
     made = start(1)
-    (one,), _ = run(made.scheduler_address, [job("a")])
-    (other,), _ = run(made.scheduler_address, [job("b")])
-    assert one.figures["pid"] == other.figures["pid"]
+    codes = [Code(), *(Code((("/p", "/p/m.py"),), (), "/p", {"m.py": t}) for t in "xxy"), Code()]
+    pids = []
+    for number, code in enumerate(codes):
+        (answer,), _ = run(made.scheduler_address, [job("abcde"[number], code)])
+        pids.append(answer.figures["pid"])
+    assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4]
 
 
 def test_contents_arrive_whole_and_once(
@@ -307,3 +317,19 @@ def test_the_package_that_is_missing_is_said(monkeypatch: pytest.MonkeyPatch) ->
     says = r"the package distributed, which is missing: pip install 'mmpack\[cluster\]'$"
     with pytest.raises(ClusterError, match=says), connected("tcp://127.0.0.1:1"):
         pass
+
+
+def test_a_scheduler_that_is_lost_is_said(start: Start, job: Any, tmp_path: Path) -> None:
+    made = start(1)
+    pids = tmp_path / "pids"
+
+    def end() -> None:
+        wait_for_pids(pids)
+        made.sync(made.scheduler.close)
+
+    ending = threading.Thread(target=end)
+    ending.start()
+    with pytest.raises(ClusterError, match=r"^the Dask scheduler at inproc://\S+ is lost: "):
+        run(made.scheduler_address, [job("a", hang=True, pids=str(pids))])
+    ending.join()
+    os.kill(wait_for_pids(pids)[0], signal.SIGKILL)  # or Dask waits for it
