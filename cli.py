@@ -155,6 +155,8 @@ def init(
     help="Where the program goes. Default: the spec's name with .pte, here.",
 )
 @JOBS
+@click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, as in tcp://host:8786, whose "
+              "workers compile in place of --jobs.")  # fmt: skip
 @CACHE
 @click.option(
     "--no-verify",
@@ -181,6 +183,7 @@ def build(
     spec: Path,
     output: Path | None,
     jobs: int,
+    cluster: str | None,
     cache: Path | None,
     no_verify: bool,
     memory: str | None,
@@ -198,7 +201,15 @@ def build(
         raise click.UsageError("--why says something, and --quiet nothing")
     room = option_text.byte_count(memory) if memory is not None else None
     made = partial(
-        build, spec, output, jobs=jobs, verify=not no_verify, cache=cache, memory=room, why=why
+        build,
+        spec,
+        output,
+        jobs=jobs,
+        verify=not no_verify,
+        cache=cache,
+        memory=room,
+        why=why,
+        cluster=cluster,
     )
     if quiet:
         made()

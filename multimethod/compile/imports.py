@@ -78,6 +78,11 @@ def places() -> list[tuple[str, str]]:
     ]
 
 
+def sources() -> list[tuple[str, str]]:
+    """Folder and file of everything that was imported from specs' folders."""
+    return [(str(folder), str(file)) for folder, file, _ in _imported.values()]
+
+
 def plain_name(module: str) -> str:
     """A module's name without the hash that `module_of_file` puts in it."""
     return re.sub(rf"^{_PREFIX}(.+)_[0-9a-f]{{16}}$", r"\1.py", module)

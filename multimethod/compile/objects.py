@@ -1,16 +1,14 @@
 """Units -> objects: what the cache has is taken, the rest is exported and compiled.
 
 The parent exports, since only it has the model; the workers lower. A unit travels to its worker
-as a file that holds the exported program. Between the two stages stands the decision which
-buffers are shared (`state.py`), since that takes the facts of all units and changes how each is
-lowered.
+as a file that holds the exported program and refers to its weights (`unit_file.py`). Between the
+two stages stands the decision which buffers are shared (`state.py`), since that takes the facts of
+all units and changes how each is lowered.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from attrs import frozen
@@ -19,12 +17,14 @@ from torch.export import ExportedProgram
 
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
+from mmpack.multimethod.compile.carried import Code, carried
+from mmpack.multimethod.compile.contents import Contents
 from mmpack.multimethod.compile.earlier import Earlier, earlier, last_costs, reasons, told
 from mmpack.multimethod.compile.embeddings import require_tables
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
 from mmpack.multimethod.compile.fingerprint import Print, digest
-from mmpack.multimethod.compile.imports import places
 from mmpack.multimethod.compile.ingredients import Parts, decided_parts
+from mmpack.multimethod.compile.means import Means
 from mmpack.multimethod.compile.overview import Overview
 from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
@@ -32,6 +32,7 @@ from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.quantize import Plan, content_of, make_plan
 from mmpack.multimethod.compile.state import State, Touched
 from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.compile.unit_file import UnitFile, tensors_of, write_unit
 from mmpack.multimethod.compile.widen import kept_in_half
 from mmpack.multimethod.errors import CompileError, OutputError, counted
 from mmpack.multimethod.memory import give_back
@@ -66,7 +67,6 @@ class Compiler:
 
     names: id(tensor) -> its name in the model. prints: the units' fingerprints.
     fresh: names of units that are made anew, whatever the cache has.
-    memory: bytes that this process and its workers may take together while they compile.
     why: names of units of which it is to be told why they are compiled.
     """
 
@@ -78,7 +78,6 @@ class Compiler:
         store: Cache,
         progress: Progress,
         fresh: frozenset[str] = frozenset(),
-        memory: int | None = None,
         why: Collection[str] = (),
     ) -> None:
         self._units = units
@@ -87,9 +86,9 @@ class Compiler:
         self._progress = progress
         self._fresh = fresh
         self._prints = prints
-        self._memory = memory
         self._why = why
         self._exported: dict[str, Exported] = {}
+        self._contents = Contents()
 
     def export_all(self) -> dict[str, Facts]:
         """The facts of every unit, exporting those that the cache knows nothing of."""
@@ -109,10 +108,10 @@ class Compiler:
         return facts
 
     def compile_all(
-        self, state: State, jobs: int, signatures: Mapping[str, Signature], examples: Examples
+        self, state: State, means: Means, signatures: Mapping[str, Signature], examples: Examples
     ) -> Objects:
-        """An object for every unit, compiling `jobs` at a time. `examples` are those that
-        quantized units are calibrated with.
+        """An object for every unit. `examples` are those that quantized units are calibrated
+        with.
 
         Raises CompileError that names every method that failed, with its log; the objects of the
         others are in the cache by then.
@@ -143,14 +142,14 @@ class Compiler:
         before = earlier(self._store) if missing else {}
         for name in self._why:
             self._progress.explain(name, self._reasons(name, keys, parts, missing, before))
-        overview = Overview(self._progress, jobs, self._memory, last_costs(before))
+        bound = means.memory if means.cluster is None else None
+        overview = Overview(self._progress, means.jobs, bound, last_costs(before))
         overview.plan(missing, len(objects))
 
         def finished(answer: Answer) -> None:
             name = answer.job.method
             answer.job.unit.unlink(missing_ok=True)
-            if answer.job.plan is not None:
-                answer.job.plan.unlink(missing_ok=True)
+            self._contents.release(name)
             if answer.error is None:
                 objects[name] = self._store.put_object(
                     keys[name],
@@ -164,12 +163,18 @@ class Compiler:
 
         for name in objects:
             overview.cached(name)
-        work = [self._job(name, keys[name], state.marks[name], plans.get(name)) for name in missing]
+        work = [
+            self._job(signatures[name], keys[name], state.marks[name], plans.get(name))
+            for name in missing
+        ]
         if any(kept_in_half(unit.module) for unit in missing.values()):
             give_back()  # what the files were written through, and the programs in them
-        answers = run_jobs(
-            work, jobs, overview.started, finished, fits=overview.fits, tick=overview.tick
-        )
+        if means.cluster is not None:
+            answers = means.cluster.run_jobs(work, overview.started, finished)
+        else:
+            answers = run_jobs(
+                work, means.jobs, overview.started, finished, fits=overview.fits, tick=overview.tick
+            )
         _require_all(answers)
         return Objects(
             {name: objects[name] for name in self._units},
@@ -193,8 +198,9 @@ class Compiler:
             return ["the cache is not asked: without verification, or where that found a mistake"]
         return reasons(self._store, keys[name], parts[name], before.get(name, ()))
 
-    def _job(self, name: str, key: str, marks: frozenset[str], plan: Plan | None) -> Job:
+    def _job(self, signature: Signature, key: str, marks: frozenset[str], plan: Plan | None) -> Job:
         """The unit written to a file, and what its worker must know besides."""
+        name = signature.method
         unit = self._units[name]
         backend = BACKENDS[unit.backend]
         exported = self._exported.pop(name, None) or self._export(unit)
@@ -202,30 +208,27 @@ class Compiler:
             mark_as_state(exported.program, marks)
         else:
             require_tables(unit, exported.program, marks)
+        about = UnitFile(
+            method=name,
+            backend=unit.backend,
+            options=dict(unit.options),
+            io=unit.spec.io,
+            signature=signature,
+            plan=plan,
+            code=_registering(exported.program, unit.module),
+            weights=self._contents.hold(
+                name, tensors_of(exported.program), self._store.scratch(f"{key}.safetensors")
+            ),
+        )
         path = self._store.scratch(f"{key}.pt2")
-        try:
-            torch.export.save(exported.program, path)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-        except Exception as error:
-            # What torch's own writer of files says, or the stream that it writes to.
-            if any(said in str(error) for said in ("inline_container", "iostream error")):
-                message = f"{path} cannot be written in full: is there room on the disk?"
-                raise OutputError(message) from error
-            raise CompileError(
-                f"{name}: torch.export cannot save it: {type(error).__name__}: {error}"
-            ) from error
+        write_unit(path, about, exported.program)
         return Job(
             method=name,
             unit=path,
             backend=unit.backend,
-            options=dict(unit.options),
             output=self._store.scratch(f"{key}.pte"),
             log=self._store.log(name, key),
-            imports=_registering(exported.program, unit.module),
             environment=backend.environment(backend.options(unit.options)),
-            plan=self._write_plan(plan, key) if plan is not None else None,
-            io=unit.spec.io,
         )
 
     def _export(self, unit: Unit) -> Exported:
@@ -234,16 +237,8 @@ class Compiler:
             give_back()  # the copies in float32 that it was exported with
         return made
 
-    def _write_plan(self, plan: Plan, key: str) -> Path:
-        path = self._store.scratch(f"{key}.json")
-        try:
-            path.write_text(json.dumps(PLAIN.unstructure(plan)))
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-        return path
 
-
-def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tuple[str, str], ...]:
+def _registering(program: ExportedProgram, module: nn.Module) -> Code:
     """What a worker must import to know the program's operators; nothing for PyTorch's own."""
     names = {
         node.target.namespace
@@ -251,10 +246,9 @@ def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tup
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
     }
     if names <= {"aten", "prim", "prims"}:
-        return ()
+        return Code()
     homes = {base.__module__ for inside in module.modules() for base in type(inside).__mro__}
-    own = sorted(h for h in homes if not h.startswith(("_mmpack_", "torch", "builtins")))
-    return (*places(), *own)
+    return carried(sorted(h for h in homes if not h.startswith(("_mmpack_", "torch", "builtins"))))
 
 
 def _require_all(answers: list[Answer]) -> None:

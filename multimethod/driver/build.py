@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import attrs
@@ -15,7 +15,9 @@ from torch import nn
 
 from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.cache import Cache
+from mmpack.multimethod.compile.cluster import connected
 from mmpack.multimethod.compile.fingerprint import Print, fingerprints
+from mmpack.multimethod.compile.means import Means
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
@@ -43,6 +45,7 @@ def build(
     progress: Progress | None = None,
     memory: int | None = None,
     why: Sequence[str] = (),
+    cluster: str | None = None,
 ) -> BuildReport:
     """Build the program that a spec describes.
 
@@ -53,6 +56,8 @@ def build(
     memory: bytes that compiling may take, this process and its workers together, without files that
     they map: no method is begun that is not expected to fit.
     why: methods of which `progress` is told why they are compiled, if they are.
+    cluster: address of a Dask scheduler, whose workers compile in place of `jobs` processes here;
+    `memory` is nothing to them.
 
     Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
     is what it was before, and objects already compiled stay in the cache.
@@ -66,21 +71,25 @@ def build(
     _require_methods(spec_file, why)
     if verify:
         require_room_for_methods(spec_file)
-    with Cache(Path(cache) if cache is not None else None) as store:
+    with (
+        Cache(Path(cache) if cache is not None else None) as store,
+        connected(cluster) if cluster is not None else nullcontext() as workers,
+    ):
+        means = Means(jobs, memory, workers)
         made, prints = _examined(spec_file, store, verify)
         model, units = made.model, made.units
         # What a fingerprint overlooks makes a stale object, and verification finds it. Without
         # verification nothing is taken from the cache.
         fresh = frozenset() if verify else frozenset(units)
-        parts = compile_parts(made, prints, store, jobs, progress, fresh, memory, why)
+        parts = compile_parts(made, prints, store, means, progress, fresh, why)
         verified = _verify(parts, model, target, progress) if verify else None
         if verified is not None and (stale := _doubtful(parts, verified)):
-            parts = compile_parts(made, prints, store, jobs, progress, stale, memory)
+            parts = compile_parts(made, prints, store, means, progress, stale)
             verified = _verify(parts, model, target, progress)
         if verified is not None:
             verified.require_right()
         # In any case: a conversion that went wrong is none of the user's doing.
-        heads = compare_converted(parts, model, store, jobs, progress, memory)
+        heads = compare_converted(parts, model, store, means, progress)
         parts = attrs.evolve(parts, heads=heads)
     progress.stage("link", 1)
     report = link_parts(parts, verified, target)
