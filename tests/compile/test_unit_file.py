@@ -228,7 +228,7 @@ def test_a_calibrated_unit_gives_the_same_object_elsewhere(
         assert "error" not in figures, figures
         objects_.append((tmp_path / "there.pte").read_bytes())
         (tmp_path / "tape").rename(plan.tape)
-        answers = run_here(jobs, workers, lambda job: None, lambda answer: None)
+        answers = run_here(jobs, workers, started, lambda answer: None)
         objects_.append(job.output.read_bytes())
         finished(answers[0])
         return answers
