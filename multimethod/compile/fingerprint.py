@@ -62,28 +62,39 @@ class Fingerprints:
     """Hashes units. `names` maps id(tensor) to its name in the model."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        self._names = names
-        self._describer = Describer()
+        self.names = names
+        self.describer = Describer()
+        self._code_of: dict[frozenset[str], str] = {}
 
     def of(self, unit: Unit) -> str:
         """The unit's fingerprint, 64 hexadecimal digits."""
-        content = {
-            "method": unit.name,
+        own = {"method": unit.name, "tensors": self._state(unit.module)}
+        return digest({**self.common(unit), **own})
+
+    def common(self, unit: Unit) -> dict[str, Any]:
+        """All of a unit's content but its name and its tensors, as plain data."""
+        return {
             "inputs": [attrs.asdict(value) for value in unit.inputs],
             "dims": {name: attrs.asdict(dim) for name, dim in unit.dims.items()},
             "outputs": list(unit.spec.outputs),
             "io": unit.spec.io,
             "target": [unit.backend, dict(unit.options)],
-            "modules": self._describer.tree(unit.module),
-            "tensors": self._state(unit.module),
-            "code": reachable(_homes(unit.module), self._describer),
+            "modules": self.describer.tree(unit.module),
+            "code": self._code(frozenset(_homes(unit.module))),
             "versions": _versions(),
         }
-        return digest(content)
+
+    def _code(self, homes: frozenset[str]) -> str:
+        """Hash of the code that these Python modules can reach, found once for all units in them:
+        thirty layers are of one class."""
+        if homes not in self._code_of:
+            self.describer.leave()
+            self._code_of[homes] = digest(reachable(homes, self.describer))
+        return self._code_of[homes]
 
     def _state(self, module: nn.Module) -> dict[str, list[str]]:
         return {
-            name: [self._names.get(id(tensor), ""), self._describer.tensor(tensor)]
+            name: [self.names.get(id(tensor), ""), self.describer.tensor(tensor)]
             for name, tensor in [
                 *module.named_parameters(remove_duplicate=False),
                 *module.named_buffers(remove_duplicate=False),
