@@ -9,14 +9,17 @@ lowered.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
+import attrs
 import torch
 from attrs import frozen
 from torch import nn
 from torch.export import ExportedProgram
 
+from mmpack.multimethod.compile.alike import Alike, Family
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.embeddings import require_tables
@@ -37,6 +40,9 @@ from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.targets import BACKENDS
 
+LIKE_ANOTHER = "like another"
+"""What is noted of a unit that is of one structure with others, and made from what these are."""
+
 
 @frozen
 class Facts:
@@ -48,12 +54,14 @@ class Facts:
 
 @frozen
 class Objects:
-    """An object for every unit, in their order, the names of those not out of the cache, and the
-    most memory in bytes that one of the workers took which compiled them; 0 without any."""
+    """An object for every unit, in their order, the names of those not out of the cache, the most
+    memory in bytes that one of the workers took which compiled them, 0 without any; and the names
+    of those that are another unit's object with their own weights (`alike.py`)."""
 
     by_name: Mapping[str, Object]
     compiled: frozenset[str]
     memory: int = 0
+    rebound: frozenset[str] = frozenset()
 
 
 class Compiler:
@@ -61,6 +69,8 @@ class Compiler:
 
     names: id(tensor) -> its name in the model. prints: the units' fingerprints.
     fresh: names of units that are made anew, whatever the cache has.
+    alike: which units are of one structure; none given: all are exported and lowered.
+    tidy: is given the path of every object that was lowered, to write it anew in its place.
     """
 
     def __init__(
@@ -71,6 +81,8 @@ class Compiler:
         store: Cache,
         progress: Progress,
         fresh: frozenset[str] = frozenset(),
+        alike: Alike | None = None,
+        tidy: Callable[[Path], None] = lambda path: None,
     ) -> None:
         self._units = units
         self._names = names
@@ -78,24 +90,48 @@ class Compiler:
         self._progress = progress
         self._fresh = fresh
         self._prints = prints
+        self._alike = alike
+        self._tidy = tidy
         self._exported: dict[str, Exported] = {}
+        self._derived: dict[str, Facts] = {}
 
     def export_all(self) -> dict[str, Facts]:
-        """The facts of every unit, exporting those that the cache knows nothing of."""
+        """The facts of every unit, exporting those that the cache knows nothing of; of units of one
+        structure, two."""
         self._progress.stage("export", len(self._units))
         facts: dict[str, Facts] = {}
-        for name, unit in self._units.items():
-            self._progress.start(name)
+        for name in self._units:
             known = None if name in self._fresh else self._store.facts(self._prints[name])
             if known is not None:
                 facts[name] = PLAIN.structure(known, Facts)
+                self._progress.done(name, "cached")
+        missing = [name for name in self._units if name not in facts]
+        families = self._alike.families(facts, missing) if self._alike is not None else []
+        waiting = {name: family for family in families for name in family.others}
+        for name in [*(n for n in missing if n not in waiting), *waiting]:
+            derived = self._derive(waiting[name], name, facts) if name in waiting else None
+            if derived is not None:
+                facts[name] = self._derived[name] = derived
             else:
-                made = self._export(unit)
-                self._exported[name] = made
-                facts[name] = Facts(made.signature, Touched(made.mutated, made.read))
-                self._store.put_facts(self._prints[name], PLAIN.unstructure(facts[name]))
-            self._progress.done(name, "cached" if known is not None else "")
-        return facts
+                self._progress.start(name)
+                made = self._exported[name] = self._export(self._units[name])
+                facts[name] = _facts(made)
+            self._store.put_facts(self._prints[name], PLAIN.unstructure(facts[name]))
+            self._progress.done(name, LIKE_ANOTHER if derived is not None else "")
+        return {name: facts[name] for name in self._units}
+
+    def _derive(self, family: Family, name: str, facts: Mapping[str, Facts]) -> Facts | None:
+        """The first's facts as they are for another of its structure, if the second's are so."""
+        if self._facts_in(family.first, family.second, facts) != facts[family.second]:
+            return None
+        return self._facts_in(family.first, name, facts)
+
+    def _facts_in(self, first: str, name: str, facts: Mapping[str, Facts]) -> Facts | None:
+        assert self._alike is not None
+        touched = self._alike.touched_in(first, name, facts[first].touched)
+        if touched is None:
+            return None
+        return Facts(attrs.evolve(facts[first].signature, method=name), touched)
 
     def compile_all(
         self, state: State, jobs: int, signatures: Mapping[str, Signature], examples: Examples
@@ -108,7 +144,6 @@ class Compiler:
         """
         self._progress.stage("compile", len(self._units))
         objects: dict[str, Object] = {}
-        work: list[Job] = []
         plans = {
             name: make_plan(
                 signatures[name],
@@ -131,27 +166,73 @@ class Compiler:
             if answer.job.plan is not None:
                 answer.job.plan.unlink(missing_ok=True)
             if answer.error is None:
+                self._tidy(answer.job.output)
                 objects[name] = self._store.put_object(
                     keys[name], answer.job.output, answer.figures, name, answer.job.backend
                 )
             self._progress.done(name, "failed" if answer.error else "")
+
+        def lower(names: Iterable[str]) -> list[Answer]:
+            work = [self._job(n, keys[n], state.marks[n], plans.get(n)) for n in names]
+            if any(kept_in_half(self._units[job.method].module) for job in work):
+                give_back()  # what the files were written through, and the programs in them
+            return run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished)
 
         for name in self._units:
             found = None if name in self._fresh else self._store.object(keys[name])
             if found is not None:
                 objects[name] = found
                 self._progress.done(name, "cached")
-            else:
-                work.append(self._job(name, keys[name], state.marks[name], plans.get(name)))
-        if any(kept_in_half(self._units[job.method].module) for job in work):
-            give_back()  # what the files were written through, and the programs in them
-        answers = run_jobs(work, jobs, lambda job: self._progress.start(job.method), finished)
+        missing = [name for name in self._units if name not in objects]
+        families = self._families(objects, missing, state.marks)
+        waiting = {name for family in families for name in family.others}
+        answers = lower(name for name in missing if name not in waiting)
+        rebound = self._rebind(families, keys, objects)
+        answers += lower(name for name in missing if name in waiting - rebound)
         _require_all(answers)
         return Objects(
             {name: objects[name] for name in self._units},
-            frozenset(job.method for job in work),
+            frozenset(missing),
             max((answer.memory for answer in answers), default=0),
+            rebound,
         )
+
+    def _families(
+        self, made: Collection[str], missing: Collection[str], marks: Mapping[str, frozenset[str]]
+    ) -> list[Family]:
+        if self._alike is None:
+            return []
+        names = self._alike.buffers_in
+        return self._alike.families(
+            made, missing, lambda one, other: names(one, other, marks[one]) == marks[other]
+        )
+
+    def _rebind(
+        self, families: Sequence[Family], keys: Mapping[str, str], objects: dict[str, Object]
+    ) -> frozenset[str]:
+        """Make the objects of units that are of one structure with two others, as far as that can
+        be known. Gives their names."""
+        rebound: set[str] = set()
+        for family in families:
+            first, second = objects.get(family.first), objects.get(family.second)
+            if first is None or second is None or first.figures != second.figures:
+                continue
+            assert self._alike is not None
+            paths = {family.first: first.path, family.second: second.path}
+            proof = self._store.scratch(f"{first.key}.proof.pte")
+            template = self._alike.template(family, paths, proof)
+            if template is None:
+                continue
+            with closing(template):
+                for name in family.others:
+                    path = self._store.scratch(f"{keys[name]}.pte")
+                    if self._alike.write(template, family.first, name, path):
+                        objects[name] = self._store.put_object(
+                            keys[name], path, first.figures, name, self._units[name].backend
+                        )
+                        self._progress.done(name, LIKE_ANOTHER)
+                        rebound.add(name)
+        return frozenset(rebound)
 
     def _job(self, name: str, key: str, marks: frozenset[str], plan: Plan | None) -> Job:
         """The unit written to a file, and what its worker must know besides."""
@@ -189,6 +270,14 @@ class Compiler:
 
     def _export(self, unit: Unit) -> Exported:
         made = export(unit, self._names)
+        derived = self._derived.get(unit.name)
+        if derived is not None and derived != _facts(made):
+            # Nobody is to meet them again.
+            self._store.put_facts(self._prints[unit.name], PLAIN.unstructure(_facts(made)))
+            raise CompileError(
+                f"{unit.name}: its outputs or buffers are not those of methods of the same code; "
+                "build once more"
+            )
         if kept_in_half(unit.module):
             give_back()  # the copies in float32 that it was exported with
         return made
@@ -200,6 +289,10 @@ class Compiler:
         except OSError as error:
             raise OutputError(f"{path} cannot be written: {error.strerror}") from error
         return path
+
+
+def _facts(made: Exported) -> Facts:
+    return Facts(made.signature, Touched(made.mutated, made.read))
 
 
 def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tuple[str, str], ...]:

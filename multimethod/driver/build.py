@@ -15,7 +15,7 @@ from torch import nn
 
 from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.cache import Cache
-from mmpack.multimethod.compile.fingerprint import fingerprints
+from mmpack.multimethod.compile.fingerprint import Fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
@@ -41,6 +41,7 @@ def build(
     verify: bool = True,
     cache: str | Path | None = None,
     progress: Progress | None = None,
+    share: bool = True,
 ) -> BuildReport:
     """Build the program that a spec describes.
 
@@ -48,6 +49,8 @@ def build(
     jobs: how many methods are compiled at once, each in its own process.
     verify: compare every method and flow with eager PyTorch, and write nothing if one is wrong.
     cache: the cache's folder; none given: see `scratch.cache_root`.
+    share: lower two of the methods that differ in their weights alone, and make the others from
+        these; False: lower each.
 
     Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
     is what it was before, and objects already compiled stay in the cache.
@@ -61,15 +64,17 @@ def build(
     if verify:
         require_room_for_methods(spec_file)
     with Cache(Path(cache) if cache is not None else None) as store:
-        made, prints = _examined(spec_file, store, verify)
+        made, prints, printer = _examined(spec_file, store, verify)
         model, units = made.model, made.units
         # What a fingerprint overlooks makes a stale object, and verification finds it. Without
         # verification nothing is taken from the cache.
         fresh = frozenset() if verify else frozenset(units)
-        parts = compile_parts(made, prints, store, jobs, progress, fresh)
+        parts = compile_parts(
+            made, prints, store, jobs, progress, fresh, printer if share else None
+        )
         verified = _verify(parts, model, target, progress) if verify else None
         if verified is not None and (stale := _doubtful(parts, verified)):
-            parts = compile_parts(made, prints, store, jobs, progress, stale)
+            parts = compile_parts(made, prints, store, jobs, progress, stale, None)
             verified = _verify(parts, model, target, progress)
         if verified is not None:
             verified.require_right()
@@ -89,16 +94,19 @@ def build(
     )
 
 
-def _examined(spec_file: SpecFile, store: Cache, verify: bool) -> tuple[Examined, dict[str, str]]:
-    """The model and its methods, with their fingerprints. Methods that the cache knows were tried
-    when they got there, and are not tried again."""
+def _examined(
+    spec_file: SpecFile, store: Cache, verify: bool
+) -> tuple[Examined, dict[str, str], Fingerprints]:
+    """The model and its methods, with their fingerprints, and what made these. Methods that the
+    cache knows were tried when they got there, and are not tried again."""
     found = Collected()
     made = assemble(spec_file, found)
-    prints = {} if found else fingerprints(made.units, state_names(made.model))
+    printer = Fingerprints(state_names(made.model))
+    prints = {} if found else {name: printer.of(unit) for name, unit in made.units.items()}
     if not verify or found or not all(store.facts(key) is not None for key in prints.values()):
         rehearse_all(made, found, verify=verify)
     found.check()
-    return made, prints
+    return made, prints, printer
 
 
 def _verify(parts: Parts, model: nn.Module, target: Path, progress: Progress) -> Verified:
@@ -120,13 +128,14 @@ def _verify(parts: Parts, model: nn.Module, target: Path, progress: Progress) ->
 
 
 def _doubtful(parts: Parts, verified: Verified) -> frozenset[str]:
-    """Methods out of the cache that are wrong, or that a wrong flow is made of."""
+    """Methods that are wrong, or that a wrong flow is made of, out of the cache or made from what
+    others of their structure are."""
     wrong = {c.name for c in verified.methods.values() if not c.right}
     for flow in verified.flows:
         if not flow.right:
             steps = parts.spec_file.steps[flow.name.removeprefix("flow ")]
             wrong |= {step.run for step in steps if step.run}
-    return frozenset(wrong - parts.objects.compiled)
+    return frozenset(wrong - (parts.objects.compiled - parts.objects.rebound))
 
 
 def _require_backends(spec_file: SpecFile) -> None:

@@ -4,15 +4,17 @@ these stages because it takes all methods together."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from attrs import field, frozen
 from torch import nn
 
 from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.collect import Collected
+from mmpack.multimethod.compile.alike import Alike
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
-from mmpack.multimethod.compile.fingerprint import fingerprints
+from mmpack.multimethod.compile.fingerprint import Fingerprints, fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
@@ -24,6 +26,8 @@ from mmpack.multimethod.driver.shared_scales import (
     require_one_scale,
     with_common_ranges,
 )
+from mmpack.multimethod.link.canonical import write_canonical
+from mmpack.multimethod.link.rebind import learn
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile
@@ -56,13 +60,17 @@ def compile_parts(
     jobs: int,
     progress: Progress,
     fresh: frozenset[str],
+    printer: Fingerprints | None,
 ) -> Parts:
     """All that `link_parts` wants, with `jobs` methods compiled at once.
 
     prints: the methods' fingerprints. fresh: methods that are made anew, whatever the cache has.
+    printer: what made the fingerprints; without it every method is lowered for itself.
     """
     spec_file, model, units = made.spec_file, made.model, made.units
-    compiler = Compiler(units, state_names(model), prints, store, progress, fresh)
+    alike = Alike(units, printer, learn) if printer is not None else None
+    names = state_names(model)
+    compiler = Compiler(units, names, prints, store, progress, fresh, alike, tidy)
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     found = Collected()
@@ -87,6 +95,11 @@ def compile_parts(
     return Parts(spec_file, units, signatures, objects, state, examples)
 
 
+def tidy(path: Path) -> None:
+    """Write an object as the linker would lay it out, so that equal ones are equal files."""
+    write_canonical(path, path)
+
+
 def compare_converted(
     parts: Parts, model: nn.Module, store: Cache, jobs: int, progress: Progress
 ) -> dict[str, Compared]:
@@ -95,7 +108,8 @@ def compare_converted(
     if not twins:
         return {}
     names = state_names(model)
-    compiler = Compiler(twins, names, fingerprints(twins, names), store, progress)
+    prints = fingerprints(twins, names)
+    compiler = Compiler(twins, names, prints, store, progress, tidy=tidy)
     compiler.export_all()
     made = compiler.compile_all(parts.state, jobs, parts.signatures, parts.examples)
     return compare_heads(twins, parts.objects, made, progress, parts.examples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import evolve, frozen
 
@@ -20,18 +20,30 @@ SEGMENT_ALIGNMENT = 128
 
 
 @frozen
-class Piece:
-    """Bytes in memory, or an extent of an open file."""
+class Later:
+    """`size` bytes that are made when they are written."""
 
-    source: bytes | tuple[PteFile, Extent]
+    size: int
+    make: Callable[[], bytes]
+
+
+@frozen
+class Piece:
+    """Bytes in memory, an extent of an open file, or bytes that are still to be made."""
+
+    source: bytes | Later | tuple[PteFile, Extent]
 
     @property
     def size(self) -> int:
-        return len(self.source) if isinstance(self.source, bytes) else self.source[1].size
+        if isinstance(self.source, bytes):
+            return len(self.source)
+        return self.source.size if isinstance(self.source, Later) else self.source[1].size
 
     def chunks(self) -> Iterator[bytes]:
         if isinstance(self.source, bytes):
             return iter((self.source,))
+        if isinstance(self.source, Later):
+            return iter((self.source.make(),))
         file, extent = self.source
         return file.chunks(extent)
 
@@ -66,11 +78,13 @@ def write_pte(
     segments: Sequence[Segment],
     *,
     sealed: bool = True,
+    lasting: bool = True,
 ) -> int:
     """Writes a program and its segments; the size of the file in bytes.
 
     program: refers to segments by their index in `segments`; its own `segments` are ignored.
     sealed: end the file with a checksum (see `integrity.py`), one more segment and named datum.
+    lasting: wait until it is on the disk; not worth it for what can be made again.
     Raises OutputError; the output is then what it was before.
     """
     segments = list(segments)
@@ -95,7 +109,7 @@ def write_pte(
         "<4sIQQQ", data, HEADER_AT, HEADER_MAGIC, HEADER_SIZE, len(data), base, end if table else 0
     )
     total = base + end if table else len(data)
-    with replacing(path, total) as out:
+    with replacing(path, total, lasting=lasting) as out:
         writer = _Stream(out)
         writer.put(bytes(data))
         for place, segment in zip(table, segments, strict=True):

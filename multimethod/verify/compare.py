@@ -66,7 +66,13 @@ def difference(expected: torch.Tensor, got: torch.Tensor) -> float:
     )
     if not same or bool(odd.all()):
         return float("inf")
-    e, g = expected[~odd].double(), got[~odd].double()
-    usual = e[e.abs() < HUGE]
+    e, g = chosen(expected, ~odd).double(), chosen(got, ~odd).double()
+    size = e.abs()
+    usual = chosen(e, size < HUGE)
     scale = max(float(usual.square().mean().sqrt()), SMALLEST_SCALE) if usual.numel() else HUGE
-    return float(((e - g).abs() / e.abs().clamp(min=scale)).max())
+    return float((e - g).abs_().div_(size.clamp_(min=scale)).max())
+
+
+def chosen(tensor: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """`tensor[which]`; where that is all, a view, which takes a tenth of the time."""
+    return tensor.reshape(-1) if bool(which.all()) else tensor[which]
