@@ -73,6 +73,11 @@ class Alike:
     def _groups(self) -> list[Sequence[str]]:
         return groups(self._members, self.prints)
 
+    @cached_property
+    def firsts(self) -> dict[str, str]:
+        """Every unit that is of one structure with one before it -> the first of these."""
+        return {name: group[0] for group in self._groups for name in group[1:]}
+
     def families(
         self,
         made: Collection[str],

@@ -64,6 +64,14 @@ class Objects:
     rebound: frozenset[str] = frozenset()
 
 
+def known_facts(store: Cache, prints: Mapping[str, str]) -> dict[str, Facts]:
+    """What a cache knows of some units, by their names and fingerprints."""
+    found = {name: store.facts(key) for name, key in prints.items()}
+    return {
+        name: PLAIN.structure(facts, Facts) for name, facts in found.items() if facts is not None
+    }
+
+
 class Compiler:
     """Makes the objects of some units: `export_all`, then `compile_all`.
 
@@ -99,12 +107,10 @@ class Compiler:
         """The facts of every unit, exporting those that the cache knows nothing of; of units of one
         structure, two."""
         self._progress.stage("export", len(self._units))
-        facts: dict[str, Facts] = {}
-        for name in self._units:
-            known = None if name in self._fresh else self._store.facts(self._prints[name])
-            if known is not None:
-                facts[name] = PLAIN.structure(known, Facts)
-                self._progress.done(name, "cached")
+        prints = {n: key for n, key in self._prints.items() if n not in self._fresh}
+        facts = known_facts(self._store, prints)
+        for name in facts:
+            self._progress.done(name, "cached")
         missing = [name for name in self._units if name not in facts]
         families = self._alike.families(facts, missing) if self._alike is not None else []
         waiting = {name: family for family in families for name in family.others}

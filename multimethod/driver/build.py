@@ -14,15 +14,19 @@ import attrs
 from torch import nn
 
 from mmpack.multimethod.collect import Collected
+from mmpack.multimethod.compile.alike import Alike
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.fingerprint import Fingerprints
 from mmpack.multimethod.compile.model import state_names
+from mmpack.multimethod.compile.objects import known_facts
+from mmpack.multimethod.compile.rehearse import Rehearsed
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
 from mmpack.multimethod.driver.records import BuildReport, link_parts, row
 from mmpack.multimethod.driver.room import require_room_for_methods, require_room_for_objects
 from mmpack.multimethod.errors import OutputError, TargetError
 from mmpack.multimethod.flow.program import load
+from mmpack.multimethod.link.rebind import learn
 from mmpack.multimethod.memory import peak_memory
 from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.progress import Progress, Silent, Stopwatch
@@ -64,14 +68,12 @@ def build(
     if verify:
         require_room_for_methods(spec_file)
     with Cache(Path(cache) if cache is not None else None) as store:
-        made, prints, printer = _examined(spec_file, store, verify)
+        made, prints, alike = _examined(spec_file, store, verify, share)
         model, units = made.model, made.units
         # What a fingerprint overlooks makes a stale object, and verification finds it. Without
         # verification nothing is taken from the cache.
         fresh = frozenset() if verify else frozenset(units)
-        parts = compile_parts(
-            made, prints, store, jobs, progress, fresh, printer if share else None
-        )
+        parts = compile_parts(made, prints, store, jobs, progress, fresh, alike)
         verified = _verify(parts, model, target, progress) if verify else None
         if verified is not None and (stale := _doubtful(parts, verified)):
             parts = compile_parts(made, prints, store, jobs, progress, stale, None)
@@ -95,18 +97,21 @@ def build(
 
 
 def _examined(
-    spec_file: SpecFile, store: Cache, verify: bool
-) -> tuple[Examined, dict[str, str], Fingerprints]:
-    """The model and its methods, with their fingerprints, and what made these. Methods that the
-    cache knows were tried when they got there, and are not tried again."""
+    spec_file: SpecFile, store: Cache, verify: bool, share: bool
+) -> tuple[Examined, dict[str, str], Alike | None]:
+    """The model and its methods, with their fingerprints, and which are alike, if that is to be of
+    use. Methods that the cache knows were tried when they got there, and are not tried again."""
     found = Collected()
     made = assemble(spec_file, found)
     printer = Fingerprints(state_names(made.model))
     prints = {} if found else {name: printer.of(unit) for name, unit in made.units.items()}
-    if not verify or found or not all(store.facts(key) is not None for key in prints.values()):
-        rehearse_all(made, found, verify=verify)
+    alike = Alike(made.units, printer, learn) if share and not found else None
+    known = known_facts(store, prints) if verify else {}
+    if found or len(known) < len(prints):
+        tried = {name: Rehearsed(facts.signature, facts.touched) for name, facts in known.items()}
+        rehearse_all(made, found, verify=verify, known=tried, alike=alike)
     found.check()
-    return made, prints, printer
+    return made, prints, alike
 
 
 def _verify(parts: Parts, model: nn.Module, target: Path, progress: Progress) -> Verified:

@@ -14,7 +14,7 @@ from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.alike import Alike
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
-from mmpack.multimethod.compile.fingerprint import Fingerprints, fingerprints
+from mmpack.multimethod.compile.fingerprint import fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
@@ -27,7 +27,6 @@ from mmpack.multimethod.driver.shared_scales import (
     with_common_ranges,
 )
 from mmpack.multimethod.link.canonical import write_canonical
-from mmpack.multimethod.link.rebind import learn
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile
@@ -60,15 +59,14 @@ def compile_parts(
     jobs: int,
     progress: Progress,
     fresh: frozenset[str],
-    printer: Fingerprints | None,
+    alike: Alike | None,
 ) -> Parts:
     """All that `link_parts` wants, with `jobs` methods compiled at once.
 
     prints: the methods' fingerprints. fresh: methods that are made anew, whatever the cache has.
-    printer: what made the fingerprints; without it every method is lowered for itself.
+    alike: which methods are of one structure; without it every method is lowered for itself.
     """
     spec_file, model, units = made.spec_file, made.model, made.units
-    alike = Alike(units, printer, learn) if printer is not None else None
     names = state_names(model)
     compiler = Compiler(units, names, prints, store, progress, fresh, alike, tidy)
     facts = compiler.export_all()
