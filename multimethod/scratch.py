@@ -113,6 +113,19 @@ def replacing(path: str | os.PathLike[str], size: int, *, lasting: bool = True) 
         raise OutputError(f"{path}: cannot be written: {_reason(error, target, size)}") from error
 
 
+def put_in_place(made: Path, path: str | os.PathLike[str]) -> None:
+    """Move a finished file, which is on the disk, to `path`. OSErrors become OutputErrors; what is
+    at `path` is then what it was before."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path}: is there already, and is no regular file")
+    try:
+        os.replace(made, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {_reason(error, target, 0)}") from error
+
+
 def _sync_folder(folder: Path) -> None:
     with suppress(OSError):  # not every file system can
         fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)

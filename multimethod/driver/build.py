@@ -22,10 +22,11 @@ from mmpack.multimethod.compile.objects import known_facts
 from mmpack.multimethod.compile.rehearse import Rehearsed
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
-from mmpack.multimethod.driver.records import BuildReport, link_parts, row
+from mmpack.multimethod.driver.records import BuildReport, link_parts, relabel_parts, row
 from mmpack.multimethod.driver.room import require_room_for_methods, require_room_for_objects
 from mmpack.multimethod.errors import OutputError, TargetError
 from mmpack.multimethod.flow.program import load
+from mmpack.multimethod.link import LinkReport
 from mmpack.multimethod.link.rebind import learn
 from mmpack.multimethod.memory import peak_memory
 from mmpack.multimethod.outputs import refuse_overwriting
@@ -67,25 +68,30 @@ def build(
     _require_backends(spec_file)
     if verify:
         require_room_for_methods(spec_file)
-    with Cache(Path(cache) if cache is not None else None) as store:
+    with ExitStack() as opened:
+        store = opened.enter_context(Cache(Path(cache) if cache is not None else None))
         made, prints, alike = _examined(spec_file, store, verify, share)
         model, units = made.model, made.units
         # What a fingerprint overlooks makes a stale object, and verification finds it. Without
         # verification nothing is taken from the cache.
         fresh = frozenset() if verify else frozenset(units)
         parts = compile_parts(made, prints, store, jobs, progress, fresh, alike)
-        verified = _verify(parts, model, target, progress) if verify else None
-        if verified is not None and (stale := _doubtful(parts, verified)):
+        tried = _verify(parts, model, target, opened, progress) if verify else None
+        if tried is not None and (stale := _doubtful(parts, tried[0])):
             parts = compile_parts(made, prints, store, jobs, progress, stale, None)
-            verified = _verify(parts, model, target, progress)
-        if verified is not None:
-            verified.require_right()
+            tried = _verify(parts, model, target, opened, progress)
+        if tried is not None:
+            tried[0].require_right()
         # In any case: a conversion that went wrong is none of the user's doing.
         heads = compare_converted(parts, model, store, jobs, progress)
         parts = attrs.evolve(parts, heads=heads)
-    progress.stage("link", 1)
-    report = link_parts(parts, verified, target)
-    progress.done("")
+        progress.stage("link", 1)
+        if tried is not None:
+            report = relabel_parts(parts, *tried, target)
+        else:
+            report = link_parts(parts, None, target)
+        progress.done("")
+    verified = tried[0] if tried is not None else None
     return BuildReport(
         output=target,
         methods=tuple(row(parts, name, report, verified) for name in units),
@@ -114,22 +120,24 @@ def _examined(
     return made, prints, alike
 
 
-def _verify(parts: Parts, model: nn.Module, target: Path, progress: Progress) -> Verified:
-    """Link the parts beside the target and run them. What is shipped is linked once more, since
-    its manifest holds the errors that are measured here."""
+def _verify(
+    parts: Parts, model: nn.Module, target: Path, opened: ExitStack, progress: Progress
+) -> tuple[Verified, LinkReport]:
+    """Link the parts, to a file beside the target that is there until `opened` is closed, and run
+    them. What is shipped has another manifest, since that holds the errors that are measured."""
     require_room_for_objects(parts)
-    with _scratch_beside(target) as folder:
-        path = folder / target.name
-        progress.stage("link", 1)
-        link_parts(parts, None, path)
-        progress.done("")
-        private = parts.state.private
-        # Nobody else writes to it there, so it is run from where it is.
-        # And by the runtime that everybody has, since that is where it has to run.
-        program = load(path, mmap=True, engine="stock")
-        return verify_program(
-            program, parts.spec_file, parts.units, model, private, progress, parts.examples
-        )
+    path = opened.enter_context(_scratch_beside(target)) / target.name
+    progress.stage("link", 1)
+    linked = link_parts(parts, None, path)
+    progress.done("")
+    private = parts.state.private
+    # Nobody else writes to it there, so it is run from where it is.
+    # And by the runtime that everybody has, since that is where it has to run.
+    program = load(path, mmap=True, engine="stock")
+    verified = verify_program(
+        program, parts.spec_file, parts.units, model, private, progress, parts.examples
+    )
+    return verified, linked
 
 
 def _doubtful(parts: Parts, verified: Verified) -> frozenset[str]:
@@ -185,8 +193,9 @@ def _require_writable(target: Path) -> None:
 @contextmanager
 def _scratch_beside(target: Path) -> Iterator[Path]:
     with ExitStack() as stack:
+        place = Path(os.path.realpath(target))  # where its file is, to be moved to in one step
         try:
-            folder = stack.enter_context(scratch_folder(target.parent, target.name))
+            folder = stack.enter_context(scratch_folder(place.parent, place.name))
         except OSError as error:
             raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
         yield folder

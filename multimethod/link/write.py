@@ -105,9 +105,7 @@ def write_pte(
     data = encode(evolve(program, segments=table or None), reserved=HEADER_SIZE)
     widest = max([segment.alignment for segment in segments], default=1)
     base = up(len(data), widest) if table else 0
-    struct.pack_into(
-        "<4sIQQQ", data, HEADER_AT, HEADER_MAGIC, HEADER_SIZE, len(data), base, end if table else 0
-    )
+    pack_header(data, base, end if table else 0)
     total = base + end if table else len(data)
     with replacing(path, total, lasting=lasting) as out:
         writer = _Stream(out)
@@ -122,6 +120,13 @@ def write_pte(
                         writer.put(chunk)
         writer.zeros_to(total)
     return total
+
+
+def pack_header(data: bytearray, base: int, segments: int) -> None:
+    """Fill in the extended header of a flatbuffer with room for it. base: where its segments begin
+    in the file; segments: bytes of these."""
+    sizes = (HEADER_SIZE, len(data), base, segments)
+    struct.pack_into("<4sIQQQ", data, HEADER_AT, HEADER_MAGIC, *sizes)
 
 
 def up(size: int, alignment: int) -> int:
