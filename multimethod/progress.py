@@ -20,7 +20,7 @@ class Progress(Protocol):
         """Work on a method begins."""
 
     def done(self, method: str, note: str = "") -> None:
-        """Work on a method ended ("cached", "failed", or "")."""
+        """Work on a method ended ("cached", "like another", "failed", or "")."""
 
 
 class Silent:

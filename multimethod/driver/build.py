@@ -99,6 +99,7 @@ def build(
         link=report,
         seconds=watch.stop(),
         memory=(peak_memory(), parts.objects.memory),
+        rebound=len(parts.objects.rebound),
     )
 
 

@@ -52,6 +52,7 @@ class BuildReport:
 
     seconds: how long each stage took. memory: bytes that this process has had resident at most
     since it began, and those of the largest worker that compiled its methods; 0 without any.
+    rebound: how many of the compiled methods are others of their structure with their own weights.
     """
 
     output: Path
@@ -60,6 +61,7 @@ class BuildReport:
     link: LinkReport
     seconds: Mapping[str, float]
     memory: tuple[int, int]
+    rebound: int = 0
 
     @property
     def compiled(self) -> int:

@@ -5,8 +5,9 @@
     {"event": "done", "stage": "compile", "method": "lm_head.one", "count": 7, "seconds": 1.8}
     {"event": "built", "output": "adder.pte", "size": 1871008, "methods": [...], ...}
 
-A method that was in the cache is "done" with `"note": "cached"` and without a "start", one that
-failed with `"note": "failed"`. More keys may come to be.
+A method that was in the cache is "done" with `"note": "cached"` and without a "start", one that was
+made from others of its structure with `"note": "like another"`, one that failed with `"note":
+"failed"`. More keys may come to be.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ class JsonLines:
             size=report.link.size,
             saved=report.link.saved,
             compiled=report.compiled,
+            rebound=report.rebound,
             methods=[
                 {
                     "method": m.signature.method,
