@@ -8,13 +8,17 @@ all units and changes how each is lowered.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
 
+import attrs
 import torch
 from attrs import frozen
 from torch import nn
 from torch.export import ExportedProgram
 
+from mmpack.multimethod.compile.alike import Alike, Family
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
 from mmpack.multimethod.compile.carried import Code, carried
@@ -41,6 +45,9 @@ from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.targets import BACKENDS
 
+LIKE_ANOTHER = "like another"
+"""What is noted of a unit that is of one structure with others, and made from what these are."""
+
 
 @frozen
 class Facts:
@@ -52,14 +59,26 @@ class Facts:
 
 @frozen
 class Objects:
-    """An object for every unit, in their order, the names of those not out of the cache, and the
-    most memory in bytes that one of the workers took which compiled them, and that this process and
-    its workers took together, without files that they map; 0 without any."""
+    """An object for every unit, in their order.
+
+    compiled: names of those not out of the cache; rebound: of these, those that are another unit's
+    object with their own weights (`alike.py`). memory: bytes that one of the workers took at most;
+    together: that this process and its workers took, without files that they map; 0 without any.
+    """
 
     by_name: Mapping[str, Object]
     compiled: frozenset[str]
     memory: int = 0
     together: int = 0
+    rebound: frozenset[str] = frozenset()
+
+
+def known_facts(store: Cache, prints: Mapping[str, Print]) -> dict[str, Facts]:
+    """What a cache knows of some units, by their names and fingerprints."""
+    found = {name: store.facts(made.digest) for name, made in prints.items()}
+    return {
+        name: PLAIN.structure(facts, Facts) for name, facts in found.items() if facts is not None
+    }
 
 
 class Compiler:
@@ -68,6 +87,8 @@ class Compiler:
     names: id(tensor) -> its name in the model. prints: the units' fingerprints.
     fresh: names of units that are made anew, whatever the cache has.
     why: names of units of which it is to be told why they are compiled.
+    alike: which units are of one structure; none given: all are exported and lowered.
+    tidy: is given the path of every object that was lowered, to write it anew in its place.
     """
 
     def __init__(
@@ -79,6 +100,8 @@ class Compiler:
         progress: Progress,
         fresh: frozenset[str] = frozenset(),
         why: Collection[str] = (),
+        alike: Alike | None = None,
+        tidy: Callable[[Path], None] = lambda path: None,
     ) -> None:
         self._units = units
         self._names = names
@@ -87,25 +110,47 @@ class Compiler:
         self._fresh = fresh
         self._prints = prints
         self._why = why
+        self._alike = alike
+        self._tidy = tidy
         self._exported: dict[str, Exported] = {}
+        self._derived: dict[str, Facts] = {}
         self._contents = Contents()
 
     def export_all(self) -> dict[str, Facts]:
-        """The facts of every unit, exporting those that the cache knows nothing of."""
+        """The facts of every unit, exporting those that the cache knows nothing of; of units of one
+        structure, two."""
         self._progress.stage("export", len(self._units))
-        facts: dict[str, Facts] = {}
-        for name, unit in self._units.items():
-            self._progress.start(name)
-            known = None if name in self._fresh else self._store.facts(self._prints[name].digest)
-            if known is not None:
-                facts[name] = PLAIN.structure(known, Facts)
+        prints = {n: key for n, key in self._prints.items() if n not in self._fresh}
+        facts = known_facts(self._store, prints)
+        for name in facts:
+            self._progress.done(name, "cached")
+        missing = [name for name in self._units if name not in facts]
+        families = self._alike.families(facts, missing) if self._alike is not None else []
+        waiting = {name: family for family in families for name in family.others}
+        for name in [*(n for n in missing if n not in waiting), *waiting]:
+            derived = self._derive(waiting[name], name, facts) if name in waiting else None
+            if derived is not None:
+                facts[name] = self._derived[name] = derived
             else:
-                made = self._export(unit)
-                self._exported[name] = made
-                facts[name] = Facts(made.signature, Touched(made.mutated, made.read))
-                self._store.put_facts(self._prints[name].digest, PLAIN.unstructure(facts[name]))
-            self._progress.done(name, "cached" if known is not None else "")
-        return facts
+                self._progress.start(name)
+                made = self._exported[name] = self._export(self._units[name])
+                facts[name] = _facts(made)
+            self._store.put_facts(self._prints[name].digest, PLAIN.unstructure(facts[name]))
+            self._progress.done(name, LIKE_ANOTHER if derived is not None else "")
+        return {name: facts[name] for name in self._units}
+
+    def _derive(self, family: Family, name: str, facts: Mapping[str, Facts]) -> Facts | None:
+        """The first's facts as they are for another of its structure, if the second's are so."""
+        if self._facts_in(family.first, family.second, facts) != facts[family.second]:
+            return None
+        return self._facts_in(family.first, name, facts)
+
+    def _facts_in(self, first: str, name: str, facts: Mapping[str, Facts]) -> Facts | None:
+        assert self._alike is not None
+        touched = self._alike.touched_in(first, name, facts[first].touched)
+        if touched is None:
+            return None
+        return Facts(attrs.evolve(facts[first].signature, method=name), touched)
 
     def compile_all(
         self, state: State, means: Means, signatures: Mapping[str, Signature], examples: Examples
@@ -151,36 +196,55 @@ class Compiler:
             answer.job.unit.unlink(missing_ok=True)
             self._contents.release(name)
             if answer.error is None:
+                self._tidy(answer.job.output)
                 objects[name] = self._store.put_object(
                     keys[name],
                     answer.job.output,
                     answer.figures,
                     name,
                     answer.job.backend,
-                    told(parts[name], overview.cost(answer)),
+                    told(parts[name], overview.cost(name, answer)),
                 )
             overview.finished(answer)
 
-        for name in objects:
-            overview.cached(name)
-        work = [
-            self._job(signatures[name], keys[name], state.marks[name], plans.get(name))
-            for name in missing
-        ]
-        if any(kept_in_half(unit.module) for unit in missing.values()):
-            give_back()  # what the files were written through, and the programs in them
-        if means.cluster is not None:
-            answers = means.cluster.run_jobs(work, overview.started, finished)
-        else:
-            answers = run_jobs(
+        def lower(names: Iterable[str]) -> list[Answer]:
+            work = [
+                self._job(signatures[name], keys[name], state.marks[name], plans.get(name))
+                for name in names
+            ]
+            if any(kept_in_half(self._units[job.method].module) for job in work):
+                give_back()  # what the files were written through, and the programs in them
+            if means.cluster is not None:
+                return means.cluster.run_jobs(work, overview.started, finished)
+            return run_jobs(
                 work, means.jobs, overview.started, finished, fits=overview.fits, tick=overview.tick
             )
+
+        for name in objects:
+            overview.cached(name)
+        families = self._families(objects, missing, state.marks)
+        waiting = {name for family in families for name in family.others}
+        answers = lower(name for name in missing if name not in waiting)
+        rebound = set()
+        for name, made in self._rebound(families, keys, objects):
+            objects[name] = self._store.put_object(
+                keys[name],
+                made.path,
+                made.figures,
+                name,
+                self._units[name].backend,
+                told(parts[name], overview.cost(name)),
+            )
+            overview.made(name, LIKE_ANOTHER)
+            rebound.add(name)
+        answers += lower(name for name in missing if name in waiting - rebound)
         _require_all(answers)
         return Objects(
             {name: objects[name] for name in self._units},
             frozenset(missing),
             max((answer.memory for answer in answers), default=0),
             overview.peak if missing else 0,
+            frozenset(rebound),
         )
 
     def _reasons(
@@ -197,6 +261,37 @@ class Compiler:
         if name in self._fresh:
             return ["the cache is not asked: without verification, or where that found a mistake"]
         return reasons(self._store, keys[name], parts[name], before.get(name, ()))
+
+    def _families(
+        self, made: Collection[str], missing: Collection[str], marks: Mapping[str, frozenset[str]]
+    ) -> list[Family]:
+        if self._alike is None:
+            return []
+        names = self._alike.buffers_in
+        return self._alike.families(
+            made, missing, lambda one, other: names(one, other, marks[one]) == marks[other]
+        )
+
+    def _rebound(
+        self, families: Sequence[Family], keys: Mapping[str, str], objects: Mapping[str, Object]
+    ) -> Iterator[tuple[str, Object]]:
+        """The objects of units that are of one structure with two others, as far as they can be
+        known, on their way into the cache."""
+        for family in families:
+            first, second = objects.get(family.first), objects.get(family.second)
+            if first is None or second is None or first.figures != second.figures:
+                continue
+            assert self._alike is not None
+            paths = {family.first: first.path, family.second: second.path}
+            proof = self._store.scratch(f"{first.key}.proof.pte")
+            template = self._alike.template(family, paths, proof)
+            if template is None:
+                continue
+            with closing(template):
+                for name in family.others:
+                    path = self._store.scratch(f"{keys[name]}.pte")
+                    if self._alike.write(template, family.first, name, path):
+                        yield name, Object(keys[name], path, first.figures)
 
     def _job(self, signature: Signature, key: str, marks: frozenset[str], plan: Plan | None) -> Job:
         """The unit written to a file, and what its worker must know besides."""
@@ -233,9 +328,21 @@ class Compiler:
 
     def _export(self, unit: Unit) -> Exported:
         made = export(unit, self._names)
+        derived = self._derived.get(unit.name)
+        if derived is not None and derived != _facts(made):
+            # Nobody is to meet them again.
+            self._store.put_facts(self._prints[unit.name].digest, PLAIN.unstructure(_facts(made)))
+            raise CompileError(
+                f"{unit.name}: its outputs or buffers are not those of methods of the same code; "
+                "build once more"
+            )
         if kept_in_half(unit.module):
             give_back()  # the copies in float32 that it was exported with
         return made
+
+
+def _facts(made: Exported) -> Facts:
+    return Facts(made.signature, Touched(made.mutated, made.read))
 
 
 def _registering(program: ExportedProgram, module: nn.Module) -> Code:

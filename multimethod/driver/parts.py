@@ -4,12 +4,14 @@ these stages because it takes all methods together."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from attrs import field, frozen
 from torch import nn
 
 from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.collect import Collected
+from mmpack.multimethod.compile.alike import Alike
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.fingerprint import Print, fingerprints
@@ -25,6 +27,7 @@ from mmpack.multimethod.driver.shared_scales import (
     require_one_scale,
     with_common_ranges,
 )
+from mmpack.multimethod.link.canonical import write_canonical
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile
@@ -57,15 +60,18 @@ def compile_parts(
     means: Means,
     progress: Progress,
     fresh: frozenset[str],
+    alike: Alike | None,
     why: Sequence[str] = (),
 ) -> Parts:
     """All that `link_parts` wants.
 
     prints: the methods' fingerprints. fresh: methods that are made anew, whatever the cache has.
+    alike: which methods are of one structure; without it every method is lowered for itself.
     why: as in `build`.
     """
     spec_file, model, units = made.spec_file, made.model, made.units
-    compiler = Compiler(units, state_names(model), prints, store, progress, fresh, why)
+    names = state_names(model)
+    compiler = Compiler(units, names, prints, store, progress, fresh, why, alike, tidy)
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     found = Collected()
@@ -90,6 +96,11 @@ def compile_parts(
     return Parts(spec_file, units, signatures, objects, state, examples)
 
 
+def tidy(path: Path) -> None:
+    """Write an object as the linker would lay it out, so that equal ones are equal files."""
+    write_canonical(path, path)
+
+
 def compare_converted(
     parts: Parts,
     model: nn.Module,
@@ -103,7 +114,7 @@ def compare_converted(
         return {}
     names = state_names(model)
     prints = fingerprints(twins, names)
-    compiler = Compiler(twins, names, prints, store, progress)
+    compiler = Compiler(twins, names, prints, store, progress, tidy=tidy)
     compiler.export_all()
     made = compiler.compile_all(parts.state, means, parts.signatures, parts.examples)
     return compare_heads(twins, parts.objects, made, progress, parts.examples)

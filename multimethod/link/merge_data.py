@@ -182,8 +182,10 @@ class Data:
             self.segments.append(Segment(tuple(placed)))
 
 
-def merge_data(files: Sequence[PteFile]) -> Data:
-    """Collects the data of all files. LinkError where one key names different bytes, or may."""
+def merge_data(files: Sequence[PteFile], *, foreign: bool = True) -> Data:
+    """Collects the data of all files. LinkError where one key names different bytes, or may.
+
+    foreign: somebody may have asked for wider alignments than the usual ones."""
     _require_same_external(files)
     data = Data(files=files)
     owners: dict[str, PteFile] = {}
@@ -197,10 +199,10 @@ def merge_data(files: Sequence[PteFile]) -> Data:
         plans = file.plans
         used = sorted(constant_sizes(plans).items())
         extents = {index: constant_extent(file, index, size) for index, size in used}
-        wide = _alignment(CONSTANT_ALIGNMENT, extents.values())
+        wide = _alignment(CONSTANT_ALIGNMENT, extents.values() if foreign else ())
         for index, extent in extents.items():
             data.constants[number, index] = add(file, extent, wide)
-        wide = _alignment(SEGMENT_ALIGNMENT, file.segments)
+        wide = _alignment(SEGMENT_ALIGNMENT, file.segments if foreign else ())
         for index, size in sorted(_initial_sizes(plans).items()):
             extent = _initial_extent(file, index, size)
             data.initial[number, index] = add(file, extent, CONSTANT_ALIGNMENT)
