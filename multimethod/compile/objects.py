@@ -214,6 +214,8 @@ class Compiler:
             ]
             if any(kept_in_half(self._units[job.method].module) for job in work):
                 give_back()  # what the files were written through, and the programs in them
+            if not work:
+                return []
             if means.cluster is not None:
                 return means.cluster.run_jobs(work, overview.started, finished)
             return run_jobs(

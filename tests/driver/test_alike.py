@@ -69,9 +69,9 @@ class Both:
         output = self.folder / f"{share}.pte"
         lowered = []
 
-        def run(jobs: Any, *rest: Any) -> Any:
+        def run(jobs: Any, *rest: Any, **how: Any) -> Any:
             lowered.extend(jobs)
-            return run_here(jobs, *rest)
+            return run_here(jobs, *rest, **how)
 
         options = {"cache": self.folder / f"cache {share}", **options}
         with patch.object(objects, "run_jobs", run):
