@@ -1,7 +1,7 @@
 """Kernels of attention in a program, held against a softmax written out.
 
-ExecuTorch's fused operator has its own ideas of causal masks, reads what it is told to without looking, and goes
-over keys in blocks of 512, of which some are hidden as a whole here.
+ExecuTorch's fused operator has its own ideas of causal masks, reads what it is told to without
+looking, and goes over keys in blocks of 512, of which some are hidden as a whole here.
 """
 
 from __future__ import annotations
