@@ -39,6 +39,7 @@ OWN_CODE = (
     "compile/dims.py",
     "compile/embeddings.py",
     "compile/export.py",
+    "compile/exports.py",
     "compile/guards.py",
     "compile/lower.py",
     "compile/mapped.py",

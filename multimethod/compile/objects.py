@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import closing
 from pathlib import Path
 
-import attrs
 import torch
 from attrs import frozen
 from torch import nn
@@ -25,7 +24,8 @@ from mmpack.multimethod.compile.carried import Code, carried
 from mmpack.multimethod.compile.contents import Contents
 from mmpack.multimethod.compile.earlier import Earlier, earlier, last_costs, reasons, told
 from mmpack.multimethod.compile.embeddings import require_tables
-from mmpack.multimethod.compile.export import Exported, export, mark_as_state
+from mmpack.multimethod.compile.export import mark_as_state
+from mmpack.multimethod.compile.exports import LIKE_ANOTHER, Exports, Facts
 from mmpack.multimethod.compile.fingerprint import Print, digest
 from mmpack.multimethod.compile.ingredients import Parts, decided_parts
 from mmpack.multimethod.compile.means import Means
@@ -34,27 +34,15 @@ from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
 from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.quantize import Plan, content_of, make_plan
-from mmpack.multimethod.compile.state import State, Touched
+from mmpack.multimethod.compile.state import State
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.compile.unit_file import UnitFile, tensors_of, write_unit
 from mmpack.multimethod.compile.widen import kept_in_half
 from mmpack.multimethod.errors import CompileError, OutputError, counted
 from mmpack.multimethod.memory import give_back
-from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.targets import BACKENDS
-
-LIKE_ANOTHER = "like another"
-"""What is noted of a unit that is of one structure with others, and made from what these are."""
-
-
-@frozen
-class Facts:
-    """What exporting a unit tells: its whole signature, and the buffers that it touches."""
-
-    signature: Signature
-    touched: Touched
 
 
 @frozen
@@ -71,14 +59,6 @@ class Objects:
     memory: int = 0
     together: int = 0
     rebound: frozenset[str] = frozenset()
-
-
-def known_facts(store: Cache, prints: Mapping[str, Print]) -> dict[str, Facts]:
-    """What a cache knows of some units, by their names and fingerprints."""
-    found = {name: store.facts(made.digest) for name, made in prints.items()}
-    return {
-        name: PLAIN.structure(facts, Facts) for name, facts in found.items() if facts is not None
-    }
 
 
 class Compiler:
@@ -104,7 +84,6 @@ class Compiler:
         tidy: Callable[[Path], None] = lambda path: None,
     ) -> None:
         self._units = units
-        self._names = names
         self._store = store
         self._progress = progress
         self._fresh = fresh
@@ -112,45 +91,12 @@ class Compiler:
         self._why = why
         self._alike = alike
         self._tidy = tidy
-        self._exported: dict[str, Exported] = {}
-        self._derived: dict[str, Facts] = {}
+        self._exports = Exports(units, names, prints, store, progress, fresh, alike)
         self._contents = Contents()
 
     def export_all(self) -> dict[str, Facts]:
-        """The facts of every unit, exporting those that the cache knows nothing of; of units of one
-        structure, two."""
-        self._progress.stage("export", len(self._units))
-        prints = {n: key for n, key in self._prints.items() if n not in self._fresh}
-        facts = known_facts(self._store, prints)
-        for name in facts:
-            self._progress.done(name, "cached")
-        missing = [name for name in self._units if name not in facts]
-        families = self._alike.families(facts, missing) if self._alike is not None else []
-        waiting = {name: family for family in families for name in family.others}
-        for name in [*(n for n in missing if n not in waiting), *waiting]:
-            derived = self._derive(waiting[name], name, facts) if name in waiting else None
-            if derived is not None:
-                facts[name] = self._derived[name] = derived
-            else:
-                self._progress.start(name)
-                made = self._exported[name] = self._export(self._units[name])
-                facts[name] = _facts(made)
-            self._store.put_facts(self._prints[name].digest, PLAIN.unstructure(facts[name]))
-            self._progress.done(name, LIKE_ANOTHER if derived is not None else "")
-        return {name: facts[name] for name in self._units}
-
-    def _derive(self, family: Family, name: str, facts: Mapping[str, Facts]) -> Facts | None:
-        """The first's facts as they are for another of its structure, if the second's are so."""
-        if self._facts_in(family.first, family.second, facts) != facts[family.second]:
-            return None
-        return self._facts_in(family.first, name, facts)
-
-    def _facts_in(self, first: str, name: str, facts: Mapping[str, Facts]) -> Facts | None:
-        assert self._alike is not None
-        touched = self._alike.touched_in(first, name, facts[first].touched)
-        if touched is None:
-            return None
-        return Facts(attrs.evolve(facts[first].signature, method=name), touched)
+        """The facts of every unit."""
+        return self._exports.facts()
 
     def compile_all(
         self, state: State, means: Means, signatures: Mapping[str, Signature], examples: Examples
@@ -300,7 +246,7 @@ class Compiler:
         name = signature.method
         unit = self._units[name]
         backend = BACKENDS[unit.backend]
-        exported = self._exported.pop(name, None) or self._export(unit)
+        exported = self._exports.take(name)
         if plan is None:  # else it is done after quantization
             mark_as_state(exported.program, marks)
         else:
@@ -327,24 +273,6 @@ class Compiler:
             log=self._store.log(name, key),
             environment=backend.environment(backend.options(unit.options)),
         )
-
-    def _export(self, unit: Unit) -> Exported:
-        made = export(unit, self._names)
-        derived = self._derived.get(unit.name)
-        if derived is not None and derived != _facts(made):
-            # Nobody is to meet them again.
-            self._store.put_facts(self._prints[unit.name].digest, PLAIN.unstructure(_facts(made)))
-            raise CompileError(
-                f"{unit.name}: its outputs or buffers are not those of methods of the same code; "
-                "build once more"
-            )
-        if kept_in_half(unit.module):
-            give_back()  # the copies in float32 that it was exported with
-        return made
-
-
-def _facts(made: Exported) -> Facts:
-    return Facts(made.signature, Touched(made.mutated, made.read))
 
 
 def _registering(program: ExportedProgram, module: nn.Module) -> Code:

@@ -17,10 +17,10 @@ from mmpack.multimethod.collect import Collected
 from mmpack.multimethod.compile.alike import Alike
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.cluster import connected
+from mmpack.multimethod.compile.exports import known_facts
 from mmpack.multimethod.compile.fingerprint import Fingerprints, Print
 from mmpack.multimethod.compile.means import Means
 from mmpack.multimethod.compile.model import state_names
-from mmpack.multimethod.compile.objects import known_facts
 from mmpack.multimethod.compile.rehearse import Rehearsed
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts

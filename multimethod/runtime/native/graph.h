@@ -11,24 +11,9 @@
 #include <vector>
 
 #include "method.h"
+#include "regions.h"
 
 namespace mmpack {
-
-/// A tensor of the caller's, in whatever order its elements lie.
-struct Strided {
-  uint8_t* data;
-  std::span<const int64_t> sizes;
-  std::span<const int64_t> strides;  // elements
-  int dtype;
-};
-
-/// `length` rows of a caller's tensor from `start` on, along `axis`.
-struct Rows {
-  size_t tensor;
-  size_t axis;
-  int64_t start;
-  int64_t length;
-};
 
 /// What an earlier call gave.
 struct Result {
