@@ -19,10 +19,11 @@ from mmpack.multimethod.compile.fingerprint import Print, fingerprints
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
-from mmpack.multimethod.driver.records import BuildReport, link_parts, row
+from mmpack.multimethod.driver.records import BuildReport, data_name, link_parts, row
 from mmpack.multimethod.driver.room import require_room_for_methods, require_room_for_objects
 from mmpack.multimethod.errors import OutputError, SpecError, TargetError, nearest
 from mmpack.multimethod.flow.program import load
+from mmpack.multimethod.link.linker import data_place
 from mmpack.multimethod.memory import peak_memory
 from mmpack.multimethod.outputs import refuse_overwriting
 from mmpack.multimethod.progress import Progress, Silent, Stopwatch
@@ -54,14 +55,16 @@ def build(
     they map: no method is begun that is not expected to fit.
     why: methods of which `progress` is told why they are compiled, if they are.
 
-    Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
-    is what it was before, and objects already compiled stay in the cache.
+    Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output and
+    the `.ptd` beside it are what they were before, and objects already compiled stay in the cache.
     """
     progress = watch = Stopwatch(progress or Silent())
     spec_file = load_spec(spec)
     target = Path(output) if output is not None else Path(f"{spec_file.path.stem}.pte")
     _require_writable(target)
     refuse_overwriting(target, _sources(spec_file))
+    if (name := data_name(spec_file, target)) is not None:
+        refuse_overwriting(data_place(target, name), _sources(spec_file))
     _require_backends(spec_file)
     _require_methods(spec_file, why)
     if verify:
@@ -113,7 +116,8 @@ def _verify(parts: Parts, model: nn.Module, target: Path, progress: Progress) ->
     its manifest holds the errors that are measured here."""
     require_room_for_objects(parts)
     with _scratch_beside(target) as folder:
-        path = folder / target.name
+        path = folder / "linked" / target.name  # `folder` itself is locked by its owner
+        path.parent.mkdir()
         progress.stage("link", 1)
         link_parts(parts, None, path)
         progress.done("")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import evolve, frozen
 
 from mmpack.multimethod.link.encode import encode
-from mmpack.multimethod.link.file import HEADER_AT, HEADER_MAGIC, HEADER_SIZE, Extent, PteFile
+from mmpack.multimethod.link.file import HEADER_AT, HEADER_MAGIC, HEADER_SIZE, Extent, OpenFile
 from mmpack.multimethod.link.integrity import INTEGRITY_KEY, TRAILER_SIZE, trailer
 from mmpack.multimethod.link.schema import DataSegment, NamedData, Program
 from mmpack.multimethod.scratch import replacing
@@ -23,7 +23,7 @@ SEGMENT_ALIGNMENT = 128
 class Piece:
     """Bytes in memory, or an extent of an open file."""
 
-    source: bytes | tuple[PteFile, Extent]
+    source: bytes | tuple[OpenFile, Extent]
 
     @property
     def size(self) -> int:
@@ -66,11 +66,13 @@ def write_pte(
     segments: Sequence[Segment],
     *,
     sealed: bool = True,
+    before: Callable[[], None] = lambda: None,
 ) -> int:
     """Writes a program and its segments; the size of the file in bytes.
 
     program: refers to segments by their index in `segments`; its own `segments` are ignored.
     sealed: end the file with a checksum (see `integrity.py`), one more segment and named datum.
+    before: called once all is written, before it goes into place.
     Raises OutputError; the output is then what it was before.
     """
     segments = list(segments)
@@ -96,7 +98,7 @@ def write_pte(
     )
     total = base + end if table else len(data)
     with replacing(path, total) as out:
-        writer = _Stream(out)
+        writer = Stream(out)
         writer.put(bytes(data))
         for place, segment in zip(table, segments, strict=True):
             for offset, piece in segment.pieces:
@@ -107,6 +109,7 @@ def write_pte(
                     for chunk in piece.chunks():
                         writer.put(chunk)
         writer.zeros_to(total)
+        before()
     return total
 
 
@@ -115,7 +118,7 @@ def up(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-class _Stream:
+class Stream:
     """Sequential writes, their CRC-32 and their number."""
 
     def __init__(self, out: int) -> None:
