@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -114,6 +115,13 @@ def united(found: DataFile, kept: Mapping[str, Kept]) -> dict[str, Kept] | None:
     }
 
 
+def _keep(path: Path, old: Path) -> None:
+    try:
+        os.link(path, old)
+    except OSError:  # not every file system can
+        shutil.copyfile(path, old)
+
+
 @contextmanager
 def guarded(path: Path) -> Iterator[None]:
     """Nobody else, who does this too, changes the file during the block; if that fails, the file
@@ -130,7 +138,7 @@ def guarded(path: Path) -> Iterator[None]:
             old = scratch / "old"
             there = path.exists()
             if there:
-                os.link(path, old)
+                _keep(path, old)
             try:
                 yield
             except BaseException:
