@@ -4,6 +4,7 @@ several share one file, and what is missing or damaged there is told."""
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -283,3 +284,15 @@ def test_peak_memory(pte: Pte, tmp_path: Path) -> None:
     assert link_in_child(tmp_path / "z.pte", tmp_path / "x.pte").memory < 16 * MB
     with open_program(tmp_path / "z.pte") as file, PteFile.open(source) as first:
         assert file.methods == first.methods and file.size > source.stat().st_size * 0.99
+
+
+def test_several_at_once(tmp_path: Path) -> None:
+    """Processes that extend one file wait for each other: what one has put there stays."""
+    names = [f"p{number}" for number in range(4)]
+    sources = [large_program(tmp_path / f"{n}.pte", 4 * MB, method=n) for n in names]
+    outputs = [tmp_path / f"{n}.out.pte" for n in names]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda o, s: link_in_child(o, s, data="w.ptd"), outputs, sources))
+    for output in outputs:
+        open_whole(output).close()
+    assert (tmp_path / "w.ptd").stat().st_size > 15 * MB
