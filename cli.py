@@ -41,6 +41,11 @@ MEMORY = click.option(
     metavar="SIZE",
     help="What compiling may take in all, such as 8G: a method begins if it is expected to fit.",
 )
+THREADS = click.option(
+    "--threads",
+    metavar="1|LANE=1,…",
+    help="Run methods, or those of a lane, in the thread that calls. Default: a pool for all.",
+)
 LANES = click.option(
     "--lanes", metavar="NAME=N,…", help="Workers of lanes, as in npu=1,cpu=2. Default: 1 each."
 )
@@ -150,6 +155,8 @@ def init(
     help="Where the program goes. Default: the spec's name with .pte, here.",
 )
 @JOBS
+@click.option("--cluster", metavar="ADDRESS", help="A Dask scheduler, as in tcp://host:8786, whose "
+              "workers compile in place of --jobs.")  # fmt: skip
 @CACHE
 @click.option(
     "--no-verify",
@@ -176,6 +183,7 @@ def build(
     spec: Path,
     output: Path | None,
     jobs: int,
+    cluster: str | None,
     cache: Path | None,
     no_verify: bool,
     memory: str | None,
@@ -193,7 +201,15 @@ def build(
         raise click.UsageError("--why says something, and --quiet nothing")
     room = option_text.byte_count(memory) if memory is not None else None
     made = partial(
-        build, spec, output, jobs=jobs, verify=not no_verify, cache=cache, memory=room, why=why
+        build,
+        spec,
+        output,
+        jobs=jobs,
+        verify=not no_verify,
+        cache=cache,
+        memory=room,
+        why=why,
+        cluster=cluster,
     )
     if quiet:
         made()
@@ -282,6 +298,10 @@ def run(
     type=click.Path(file_okay=False, path_type=Path),
     help="Folder with a tokenizer.json. Default: the program's own files.",
 )
+@click.option("--schedule", type=click.Choice(["serial", "in-order", "out-of-order"]),
+              default="serial", show_default=True, help="How the prompt is read.")  # fmt: skip
+@LANES
+@THREADS
 def generate(
     program: Path,
     prompt: str | None,
@@ -289,6 +309,8 @@ def generate(
     chat: bool,
     system: str | None,
     tokenizer: Path | None,
+    lanes: str | None,
+    threads: str | None,
     **options: Any,
 ) -> None:
     """Have PROGRAM, a language model, go on with a text.
@@ -301,6 +323,7 @@ def generate(
         raise click.UsageError("expected one of --prompt and --tokens")
     if (system is not None and not chat) or (chat and tokens is not None):
         raise click.UsageError("--system goes with --chat, and --chat with --prompt")
+    options |= {"lanes": option_text.lanes(lanes), "threads": option_text.threads(threads)}
     if tokens is not None:
         text = continue_tokens(program, option_text.numbers(tokens), tokenizer=tokenizer, **options)
     else:
@@ -374,6 +397,7 @@ def schedule(
 @click.option("--schedule", type=click.Choice(["serial", "in-order", "out-of-order"]),
               default="out-of-order", show_default=True, help="How calls are ordered.")  # fmt: skip
 @LANES
+@THREADS
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="Write a trace for Perfetto or chrome://tracing (JSON).")  # fmt: skip
 @click.option("--gantt", type=click.Path(dir_okay=False, path_type=Path),
@@ -386,6 +410,7 @@ def trace(
     rows: int,
     schedule: Any,
     lanes: str | None,
+    threads: str | None,
     output: Path | None,
     gantt: Path | None,
     times: Path | None,
@@ -402,7 +427,14 @@ def trace(
     for path in (output, gantt, times):
         if path is not None:
             refuse_overwriting(path, [program])
-    traced = trace_flow(program, flow, rows, schedule=schedule, lanes=option_text.lanes(lanes))
+    traced = trace_flow(
+        program,
+        flow,
+        rows,
+        schedule=schedule,
+        lanes=option_text.lanes(lanes),
+        threads=option_text.threads(threads),
+    )
     write_traced(traced, output, gantt, times)
     click.echo(traced_summary(traced))
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mmpack.multimethod.driver.records import BuildReport
     from mmpack.multimethod.errors import (
         CallError,
+        ClusterError,
         CompileError,
         ExecutionError,
         FlowError,
@@ -53,6 +54,7 @@ _HOMES = {
     "driver.records": ("BuildReport",),
     "errors": (
         "CallError",
+        "ClusterError",
         "CompileError",
         "ExecutionError",
         "FlowError",
@@ -89,6 +91,7 @@ __all__ = [  # noqa: RUF022 (functions first)
     "verify",
     "BuildReport",
     "CallError",
+    "ClusterError",
     "CompileError",
     "Context",
     "Dim",

@@ -93,6 +93,12 @@ class OutputError(MmpackError):
     exit_code = 11
 
 
+class ClusterError(MmpackError):
+    """A cluster cannot be reached, or cannot do what this machine would."""
+
+    exit_code = 13
+
+
 def nearest(name: str, known: Iterable[str], *, shown: int = 8) -> str:
     """What a "not found" message ends with: the nearest known names, or all of them.
 

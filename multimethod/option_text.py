@@ -39,6 +39,17 @@ def lanes(text: str | None) -> dict[str, int]:
     return {name: int(count) for name, count in counts.items()}
 
 
+def threads(text: str | None) -> int | dict[str, int | None] | None:
+    """`1`: all methods in the thread that calls them; `npu=1`: those of a lane."""
+    if text is None or text == "1":
+        return None if text is None else 1
+    found = pairs(text.split(","), "1, or LANE=1,…")
+    for lane, count in found.items():
+        if count != "1":
+            raise click.BadParameter(f"'{lane}={count}': expected 1, or nothing for the whole pool")
+    return dict.fromkeys(found, 1)
+
+
 def ratio(text: str | None) -> list[float] | None:
     """`2:1`: parts that lanes have of the work."""
     try:

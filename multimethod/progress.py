@@ -43,7 +43,7 @@ class Progress(Protocol):
         """Work on a method begins."""
 
     def done(self, method: str, note: str = "") -> None:
-        """Work on a method ended ("cached", "failed", or "")."""
+        """Work on a method ended ("cached", "like another", "failed", or "")."""
 
     def status(self, status: Status) -> None:
         """Where compiling stands: told before each `start` and `done`, and now and then."""

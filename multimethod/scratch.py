@@ -85,12 +85,13 @@ def _is_at(lock: int, folder: Path) -> bool:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], size: int) -> Iterator[int]:
+def replacing(path: str | os.PathLike[str], size: int, *, lasting: bool = True) -> Iterator[int]:
     """A file descriptor, open for reading too, of a file that becomes `path` when the block ends
     well.
 
     size: bytes that will be written, for the message about a full disk. OSErrors of the block
     become OutputErrors; the output is then what it was before.
+    lasting: whether to wait until it is on the disk.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -101,13 +102,28 @@ def replacing(path: str | os.PathLike[str], size: int) -> Iterator[int]:
             fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
             try:
                 yield fd
-                os.fsync(fd)
+                if lasting:
+                    os.fsync(fd)
             finally:
                 os.close(fd)
             os.replace(temporary, target)
-            _sync_folder(target.parent)
+            if lasting:
+                _sync_folder(target.parent)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {_reason(error, target, size)}") from error
+
+
+def put_in_place(made: Path, path: str | os.PathLike[str]) -> None:
+    """Move a finished file, which is on the disk, to `path`. OSErrors become OutputErrors; what is
+    at `path` is then what it was before."""
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise OutputError(f"{path}: is there already, and is no regular file")
+    try:
+        os.replace(made, target)
+        _sync_folder(target.parent)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {_reason(error, target, 0)}") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -29,6 +29,9 @@ def test_what_is_no_size(text: str) -> None:
     ("parse", "text", "value"),
     [
         (option_text.lanes, None, {}),
+        (option_text.threads, None, None),
+        (option_text.threads, "1", 1),
+        (option_text.threads, "npu=1,cpu=1", {"npu": 1, "cpu": 1}),
         (option_text.lanes, "npu=1,cpu=2", {"npu": 1, "cpu": 2}),
         (option_text.ratio, None, None),
         (option_text.ratio, "2:1.5", [2.0, 1.5]),
@@ -44,6 +47,8 @@ def test_what_is_right(parse: Callable[[Any], Any], text: Any, value: Any) -> No
     ("parse", "text", "says"),
     [
         (option_text.lanes, "npu", "'npu': expected NAME=N,…"),
+        (option_text.threads, "2", "'2': expected 1, or LANE=1,…"),
+        (option_text.threads, "npu=2", "'npu=2': expected 1, or nothing for the whole pool"),
         (option_text.lanes, "npu=1,npu=2", "'npu=2': 'npu' was given twice"),
         (option_text.lanes, "npu=-1", "'npu=-1': '-1' is not a whole number"),
         (option_text.ratio, "2:0", "'2:0': expected numbers above 0, as in 2:1"),

@@ -23,6 +23,7 @@ PUBLIC = [
     "verify",
     "BuildReport",
     "CallError",
+    "ClusterError",
     "CompileError",
     "Context",
     "Dim",

@@ -73,12 +73,12 @@ def test_every_import_is_installed() -> None:
     """Or is of an extra, for what not everybody wants."""
     modules = third_party(*SOURCES)
     assert {"torch", "executorch", "sympy"} <= modules.keys()
-    extra = listed("options.extras_require", "hf")
+    extra = listed("options.extras_require", "hf") | listed("options.extras_require", "cluster")
     assert unlisted(modules, extra | listed("options", "install_requires")) == []
 
 
 def test_what_only_an_extra_installs_is_not_imported_where_a_module_begins() -> None:
-    extra = listed("options.extras_require", "hf")
+    extra = listed("options.extras_require", "hf") | listed("options.extras_require", "cluster")
     files = {path for place in SOURCES for path in python_files(place)}
     for path in files:
         body = ast.parse(path.read_bytes()).body
@@ -90,7 +90,7 @@ def test_what_only_an_extra_installs_is_not_imported_where_a_module_begins() -> 
 
 def test_every_import_of_the_tests_is_installed() -> None:
     test = listed("options.extras_require", "test")
-    test |= listed("options.extras_require", "hf")
+    test |= listed("options.extras_require", "hf") | listed("options.extras_require", "cluster")
     modules = third_party("tests")
     assert {"pytest", "hypothesis"} <= modules.keys()
     assert unlisted(modules, test | listed("options", "install_requires")) == []

@@ -41,7 +41,7 @@ class Visit:
 
     def mask(self, window: int | None) -> Tensor:
         """`visible` of these positions and the rows that are seen."""
-        from mmpack.wrappers._custom_sdpa import visible
+        from mmpack.wrappers._visible import visible
 
         if window not in self._masks:
             self._masks[window] = visible(self.positions, self.length, window)

@@ -16,11 +16,7 @@ from torch import Tensor, nn
 
 from mmpack.multimethod.errors import ModelError
 from mmpack.wrappers._scores import Scores
-
-FAR = 1e30
-"""What is added to a score, times the distance, where a key is not to be seen. Not infinity: a
-mask of differences takes two operators, which XNNPACK delegates, where comparing takes four that
-nothing does; and a row that sees no key at all is no NaN."""
+from mmpack.wrappers._visible import visible
 
 
 class CustomSdpa(nn.Module):
@@ -69,15 +65,3 @@ class CustomSdpa(nn.Module):
     def needs_no_mask(self, new: int) -> bool:
         """Whether it is enough to say how many keys there are to see, for so many queries."""
         return new == 1 and self.window is None
-
-
-def visible(positions: Tensor, length: int, window: int | None) -> Tensor:
-    """What to add to scores [S, T]: 0 for keys up to the query's position, as far back as the
-    window reaches, and less than -1e29 for all others. positions [S] int64."""
-    query = (positions.to(torch.float32) * FAR)[:, None]
-    key = torch.arange(length, dtype=torch.float32)
-    mask = (query - key * FAR).clamp(max=0.0)
-    if window is not None:
-        last = (key + (window - 1)) * FAR  # of the queries that see a key
-        mask = mask + (last - query).clamp(max=0.0)
-    return mask

@@ -30,7 +30,8 @@ class Attention(nn.Module):
     masked_softmax: put hidden scores just below their row's minimum, not at minus infinity; for
     attention whose scores are quantized.
     kernel: `custom_sdpa` for ExecuTorch's fused attention, which no backend takes: it runs on the
-    CPU. Not where scores are capped.
+    CPU. Not where scores are capped. `grouped` for products of larger matrices, which XNNPACK takes
+    whole: of some hundred keys, for a chunk of queries, in half the time of `custom_sdpa`.
     """
 
     def __init__(

@@ -1,11 +1,13 @@
 """Calls of methods on disk: the inputs that calibration saw, read back one call at a time.
 
 A tape is one file of bytes. Equal tensors are written once, whichever method they belong to, so
-what feeds three methods takes the room of one; in memory there is never more than one call.
+what feeds three methods takes the room of one; in memory there is never more than one call. On
+another machine a folder stands in its place, with a file for each tensor, called by its hash.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,7 @@ from typing import Any, Self, TypeVar
 import torch
 from attrs import field, frozen
 
+from mmpack.multimethod.compile.contents import require_content
 from mmpack.multimethod.compile.describe import hash_tensor
 from mmpack.multimethod.errors import OutputError
 from mmpack.multimethod.scale import End
@@ -27,6 +30,12 @@ class Place:
     dtype: str
     shape: tuple[int, ...]
     hash: str
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return math.prod(self.shape) * dtype.itemsize
 
 
 Call = tuple[Place, ...]
@@ -83,16 +92,30 @@ class Tape:
 
 
 def read_calls(path: Path, calls: Sequence[Call]) -> Iterator[list[torch.Tensor]]:
-    """The inputs of each call, read when its turn comes."""
+    """The inputs of each call, read when its turn comes.
+
+    Raises CompileError if one in a folder of contents is not what it should be."""
+    if path.is_dir():
+        for call in calls:
+            yield [_of_folder(path, place) for place in call]
+        return
     with path.open("rb") as file:
         for call in calls:
-            yield [_read(file, place) for place in call]
+            yield [_read(file, place, place.offset) for place in call]
 
 
-def _read(file: Any, place: Place) -> torch.Tensor:
+def _of_folder(folder: Path, place: Place) -> torch.Tensor:
+    with (folder / place.hash).open("rb") as file:
+        tensor = _read(file, place, 0)
+    what = "a calibration's input"
+    require_content(what, tensor, place.hash, folder / place.hash, remove=True)
+    return tensor
+
+
+def _read(file: Any, place: Place, offset: int) -> torch.Tensor:
     dtype: torch.dtype = getattr(torch, place.dtype)
     tensor = torch.empty(place.shape, dtype=dtype)
-    file.seek(place.offset)
+    file.seek(offset)
     if tensor.numel():
         file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return tensor

@@ -36,14 +36,22 @@ class Describer:
     """Describes values; remembers the hash of every tensor, so shared weights are read once."""
 
     def __init__(self) -> None:
-        self._tensors: dict[int, tuple[torch.Tensor, str]] = {}
+        self._bytes: dict[int, tuple[torch.Tensor, str]] = {}
         self._names: dict[int, str] = {}
 
     def tensor(self, tensor: torch.Tensor) -> str:
         """sha256 of a tensor's dtype, shape and values."""
-        if id(tensor) not in self._tensors:
-            self._tensors[id(tensor)] = (tensor, hash_tensor(tensor))
-        return self._tensors[id(tensor)][1]
+        return _of_kind(tensor, self.bytes(tensor))
+
+    def bytes(self, tensor: torch.Tensor) -> str:
+        """sha256 of a tensor's values as they lie in memory when it is contiguous."""
+        if id(tensor) not in self._bytes:
+            self._bytes[id(tensor)] = (tensor, hash_bytes(tensor))
+        return self._bytes[id(tensor)][1]
+
+    def leave(self) -> None:
+        """What is described next is not inside of the last tree."""
+        self._names = {}
 
     def tree(self, root: nn.Module) -> Any:
         """A module and all below it: their classes, attributes and hooks, without tensors."""
@@ -170,11 +178,19 @@ class Describer:
 
 def hash_tensor(tensor: torch.Tensor) -> str:
     """sha256 of a tensor's dtype, shape and values."""
+    return _of_kind(tensor, hash_bytes(tensor))
+
+
+def hash_bytes(tensor: torch.Tensor) -> str:
+    """sha256 of a tensor's values as they lie in memory when it is contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
-    state = hashlib.sha256(f"{tensor.dtype}{list(tensor.shape)}".encode())
-    if flat.numel():
-        state.update(flat.view(torch.uint8).numpy().data)
-    return state.hexdigest()
+    data = flat.view(torch.uint8).numpy().data if flat.numel() else b""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _of_kind(tensor: torch.Tensor, content: str) -> str:
+    kind = f"{tensor.dtype}{list(tensor.shape)}{content}"
+    return hashlib.sha256(kind.encode()).hexdigest()
 
 
 def _class_name(kind: type) -> str:

@@ -41,8 +41,12 @@ def earlier(store: Cache) -> dict[str, list[Earlier]]:
 
 
 def last_costs(found: Mapping[str, Sequence[Earlier]]) -> dict[str, Cost]:
-    """What each method took when it was last built."""
-    return {name: made[0].cost for name, made in found.items()}
+    """What each method took when it was last lowered."""
+    costs = {}
+    for name, made in found.items():
+        measured = [one.cost for one in made if one.cost.memory is not None]
+        costs[name] = measured[0] if measured else made[0].cost
+    return costs
 
 
 def reasons(store: Cache, key: str, parts: Parts, found: Sequence[Earlier]) -> list[str]:

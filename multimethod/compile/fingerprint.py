@@ -22,7 +22,7 @@ from attrs import frozen
 from torch import nn
 
 from mmpack.multimethod.compile.describe import Describer
-from mmpack.multimethod.compile.ingredients import Parts, parts_of
+from mmpack.multimethod.compile.ingredients import Parts, code_parts, parts_of
 from mmpack.multimethod.compile.sources import PACKAGES, hash_file, reachable
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.versions import installed
@@ -31,23 +31,34 @@ OWN_CODE = (
     "scale.py",
     "signature.py",
     "samples.py",
+    "compile/alike.py",
     "compile/buffers.py",
     "compile/calls.py",
     "compile/composites.py",
+    "compile/contents.py",
     "compile/dims.py",
     "compile/embeddings.py",
     "compile/export.py",
     "compile/guards.py",
     "compile/lower.py",
+    "compile/mapped.py",
     "compile/objects.py",
     "compile/precision.py",
     "compile/quantize.py",
     "compile/rehearse.py",
     "compile/scales.py",
     "compile/state.py",
+    "compile/structure.py",
     "compile/unit.py",
+    "compile/unit_file.py",
     "compile/unused.py",
+    "compile/weights.py",
     "compile/widen.py",
+    "link/canonical.py",
+    "link/encode.py",
+    "link/merge_data.py",
+    "link/rebind.py",
+    "link/write.py",
     "targets/*.py",
 )
 """The files of mmpack that decide what an object and its facts look like. A test holds them
@@ -72,35 +83,45 @@ class Fingerprints:
     """Hashes units. `names` maps id(tensor) to its name in the model."""
 
     def __init__(self, names: Mapping[int, str]) -> None:
-        self._names = names
-        self._describer = Describer()
+        self.names = names
+        self.describer = Describer()
+        self._code_of: dict[frozenset[str], tuple[str, Parts]] = {}
 
     def of(self, unit: Unit) -> str:
         """The unit's fingerprint, 64 hexadecimal digits."""
-        return digest(self.content(unit))
+        return self.print(unit).digest
 
     def print(self, unit: Unit) -> Print:
-        content = self.content(unit)
-        return Print(digest(content), parts_of(content))
+        own = {"method": unit.name, "tensors": self._state(unit.module)}
+        content = {**self.common(unit), **own}
+        return Print(digest(content), parts_of(content, self._code(unit)[1]))
 
-    def content(self, unit: Unit) -> dict[str, Any]:
-        """What is hashed, as plain data."""
+    def common(self, unit: Unit) -> dict[str, Any]:
+        """All of a unit's content but its name and its tensors, as plain data."""
         return {
-            "method": unit.name,
             "inputs": [attrs.asdict(value) for value in unit.inputs],
             "dims": {name: attrs.asdict(dim) for name, dim in unit.dims.items()},
             "outputs": list(unit.spec.outputs),
             "io": unit.spec.io,
             "target": [unit.backend, dict(unit.options)],
-            "modules": self._describer.tree(unit.module),
-            "tensors": self._state(unit.module),
-            "code": reachable(_homes(unit.module), self._describer),
+            "modules": self.describer.tree(unit.module),
+            "code": self._code(unit)[0],
             "versions": _versions(),
         }
 
+    def _code(self, unit: Unit) -> tuple[str, Parts]:
+        """Hash and parts of the code that a unit's classes can reach, found once for all units of
+        the same Python modules: thirty layers are of one class."""
+        homes = frozenset(_homes(unit.module))
+        if homes not in self._code_of:
+            self.describer.leave()
+            files = reachable(homes, self.describer)
+            self._code_of[homes] = digest(files), code_parts(files)
+        return self._code_of[homes]
+
     def _state(self, module: nn.Module) -> dict[str, list[str]]:
         return {
-            name: [self._names.get(id(tensor), ""), self._describer.tensor(tensor)]
+            name: [self.names.get(id(tensor), ""), self.describer.tensor(tensor)]
             for name, tensor in [
                 *module.named_parameters(remove_duplicate=False),
                 *module.named_buffers(remove_duplicate=False),

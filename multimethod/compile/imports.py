@@ -28,6 +28,8 @@ _imported: dict[str, tuple[Path, Path, str]] = {}
 """Name of a module imported from a spec's folder -> the folder, its file, its content's hash."""
 
 _turn = threading.RLock()
+_inside: list[Path] = []
+"""Folders of the `importable` blocks that are open, by whoever has the turn."""
 
 
 @contextmanager
@@ -36,13 +38,18 @@ def importable(folder: Path) -> Iterator[None]:
     Another thread waits until the block ends."""
     folder = folder.resolve()
     with _turn:
+        if _inside and _inside[-1] == folder:  # of a block for many calls, which sees to the rest
+            yield
+            return
         _forget_others(folder)
         before = set(sys.modules)
         sys.path.insert(0, str(folder))
         importlib.invalidate_caches()
+        _inside.append(folder)
         try:
             yield
         finally:
+            _inside.pop()
             with suppress(ValueError):  # the user's code took it out
                 sys.path.remove(str(folder))
             for name in set(sys.modules) - before:
@@ -76,6 +83,11 @@ def places() -> list[tuple[str, str]]:
         for name, (folder, file, _) in _imported.items()
         if name.startswith(_PREFIX)
     ]
+
+
+def sources() -> list[tuple[str, str]]:
+    """Folder and file of everything that was imported from specs' folders."""
+    return [(str(folder), str(file)) for folder, file, _ in _imported.values()]
 
 
 def plain_name(module: str) -> str:

@@ -44,8 +44,9 @@ _WITHIN = {"attribute": "module", "behaviour": "module", "name": "weight", "code
 """Kinds whose names begin or end with one of another kind, and come and go with that."""
 
 
-def parts_of(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The parts of a unit, from the content that `fingerprint.py` hashes."""
+def parts_of(content: Mapping[str, Any], code: Parts) -> dict[str, Mapping[str, str]]:
+    """The parts of a unit, from the content that `fingerprint.py` hashes. code: those of its
+    code."""
     backend, options = content["target"]
     modules = {_below(name): told for name, told in content["modules"]}
     tensors = {_below(name): told for name, told in content["tensors"].items()}
@@ -63,7 +64,7 @@ def parts_of(content: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         "behaviour": _texts({name: told[2:] for name, told in modules.items()}),
         "weight": {name: _hash(told[1]) for name, told in tensors.items()},
         "name": _texts({name: told[0] for name, told in tensors.items()}),
-        **code_parts(content["code"]),
+        **code,
         "package": _texts(packages),
         "own file": {name: _hash(told) for name, told in versions["mmpack"]},
     }

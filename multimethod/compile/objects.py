@@ -1,30 +1,34 @@
 """Units -> objects: what the cache has is taken, the rest is exported and compiled.
 
 The parent exports, since only it has the model; the workers lower. A unit travels to its worker
-as a file that holds the exported program. Between the two stages stands the decision which
-buffers are shared (`state.py`), since that takes the facts of all units and changes how each is
-lowered.
+as a file that holds the exported program and refers to its weights (`unit_file.py`). Between the
+two stages stands the decision which buffers are shared (`state.py`), since that takes the facts of
+all units and changes how each is lowered.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 
+import attrs
 import torch
 from attrs import frozen
 from torch import nn
 from torch.export import ExportedProgram
 
+from mmpack.multimethod.compile.alike import Alike, Family
 from mmpack.multimethod.compile.cache import Cache, Object
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
+from mmpack.multimethod.compile.carried import Code, carried
+from mmpack.multimethod.compile.contents import Contents
 from mmpack.multimethod.compile.earlier import Earlier, earlier, last_costs, reasons, told
 from mmpack.multimethod.compile.embeddings import require_tables
 from mmpack.multimethod.compile.export import Exported, export, mark_as_state
 from mmpack.multimethod.compile.fingerprint import Print, digest
-from mmpack.multimethod.compile.imports import places
 from mmpack.multimethod.compile.ingredients import Parts, decided_parts
+from mmpack.multimethod.compile.means import Means
 from mmpack.multimethod.compile.overview import Overview
 from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
@@ -32,6 +36,7 @@ from mmpack.multimethod.compile.process import Answer, Job
 from mmpack.multimethod.compile.quantize import Plan, content_of, make_plan
 from mmpack.multimethod.compile.state import State, Touched
 from mmpack.multimethod.compile.unit import Unit
+from mmpack.multimethod.compile.unit_file import UnitFile, tensors_of, write_unit
 from mmpack.multimethod.compile.widen import kept_in_half
 from mmpack.multimethod.errors import CompileError, OutputError, counted
 from mmpack.multimethod.memory import give_back
@@ -39,6 +44,9 @@ from mmpack.multimethod.plain import PLAIN
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.targets import BACKENDS
+
+LIKE_ANOTHER = "like another"
+"""What is noted of a unit that is of one structure with others, and made from what these are."""
 
 
 @frozen
@@ -51,14 +59,26 @@ class Facts:
 
 @frozen
 class Objects:
-    """An object for every unit, in their order, the names of those not out of the cache, and the
-    most memory in bytes that one of the workers took which compiled them, and that this process and
-    its workers took together, without files that they map; 0 without any."""
+    """An object for every unit, in their order.
+
+    compiled: names of those not out of the cache; rebound: of these, those that are another unit's
+    object with their own weights (`alike.py`). memory: bytes that one of the workers took at most;
+    together: that this process and its workers took, without files that they map; 0 without any.
+    """
 
     by_name: Mapping[str, Object]
     compiled: frozenset[str]
     memory: int = 0
     together: int = 0
+    rebound: frozenset[str] = frozenset()
+
+
+def known_facts(store: Cache, prints: Mapping[str, Print]) -> dict[str, Facts]:
+    """What a cache knows of some units, by their names and fingerprints."""
+    found = {name: store.facts(made.digest) for name, made in prints.items()}
+    return {
+        name: PLAIN.structure(facts, Facts) for name, facts in found.items() if facts is not None
+    }
 
 
 class Compiler:
@@ -66,8 +86,9 @@ class Compiler:
 
     names: id(tensor) -> its name in the model. prints: the units' fingerprints.
     fresh: names of units that are made anew, whatever the cache has.
-    memory: bytes that this process and its workers may take together while they compile.
     why: names of units of which it is to be told why they are compiled.
+    alike: which units are of one structure; none given: all are exported and lowered.
+    tidy: is given the path of every object that was lowered, to write it anew in its place.
     """
 
     def __init__(
@@ -78,8 +99,9 @@ class Compiler:
         store: Cache,
         progress: Progress,
         fresh: frozenset[str] = frozenset(),
-        memory: int | None = None,
         why: Collection[str] = (),
+        alike: Alike | None = None,
+        tidy: Callable[[Path], None] = lambda path: None,
     ) -> None:
         self._units = units
         self._names = names
@@ -87,32 +109,54 @@ class Compiler:
         self._progress = progress
         self._fresh = fresh
         self._prints = prints
-        self._memory = memory
         self._why = why
+        self._alike = alike
+        self._tidy = tidy
         self._exported: dict[str, Exported] = {}
+        self._derived: dict[str, Facts] = {}
+        self._contents = Contents()
 
     def export_all(self) -> dict[str, Facts]:
-        """The facts of every unit, exporting those that the cache knows nothing of."""
+        """The facts of every unit, exporting those that the cache knows nothing of; of units of one
+        structure, two."""
         self._progress.stage("export", len(self._units))
-        facts: dict[str, Facts] = {}
-        for name, unit in self._units.items():
-            self._progress.start(name)
-            known = None if name in self._fresh else self._store.facts(self._prints[name].digest)
-            if known is not None:
-                facts[name] = PLAIN.structure(known, Facts)
+        prints = {n: key for n, key in self._prints.items() if n not in self._fresh}
+        facts = known_facts(self._store, prints)
+        for name in facts:
+            self._progress.done(name, "cached")
+        missing = [name for name in self._units if name not in facts]
+        families = self._alike.families(facts, missing) if self._alike is not None else []
+        waiting = {name: family for family in families for name in family.others}
+        for name in [*(n for n in missing if n not in waiting), *waiting]:
+            derived = self._derive(waiting[name], name, facts) if name in waiting else None
+            if derived is not None:
+                facts[name] = self._derived[name] = derived
             else:
-                made = self._export(unit)
-                self._exported[name] = made
-                facts[name] = Facts(made.signature, Touched(made.mutated, made.read))
-                self._store.put_facts(self._prints[name].digest, PLAIN.unstructure(facts[name]))
-            self._progress.done(name, "cached" if known is not None else "")
-        return facts
+                self._progress.start(name)
+                made = self._exported[name] = self._export(self._units[name])
+                facts[name] = _facts(made)
+            self._store.put_facts(self._prints[name].digest, PLAIN.unstructure(facts[name]))
+            self._progress.done(name, LIKE_ANOTHER if derived is not None else "")
+        return {name: facts[name] for name in self._units}
+
+    def _derive(self, family: Family, name: str, facts: Mapping[str, Facts]) -> Facts | None:
+        """The first's facts as they are for another of its structure, if the second's are so."""
+        if self._facts_in(family.first, family.second, facts) != facts[family.second]:
+            return None
+        return self._facts_in(family.first, name, facts)
+
+    def _facts_in(self, first: str, name: str, facts: Mapping[str, Facts]) -> Facts | None:
+        assert self._alike is not None
+        touched = self._alike.touched_in(first, name, facts[first].touched)
+        if touched is None:
+            return None
+        return Facts(attrs.evolve(facts[first].signature, method=name), touched)
 
     def compile_all(
-        self, state: State, jobs: int, signatures: Mapping[str, Signature], examples: Examples
+        self, state: State, means: Means, signatures: Mapping[str, Signature], examples: Examples
     ) -> Objects:
-        """An object for every unit, compiling `jobs` at a time. `examples` are those that
-        quantized units are calibrated with.
+        """An object for every unit. `examples` are those that quantized units are calibrated
+        with.
 
         Raises CompileError that names every method that failed, with its log; the objects of the
         others are in the cache by then.
@@ -143,39 +187,66 @@ class Compiler:
         before = earlier(self._store) if missing else {}
         for name in self._why:
             self._progress.explain(name, self._reasons(name, keys, parts, missing, before))
-        overview = Overview(self._progress, jobs, self._memory, last_costs(before))
+        bound = means.memory if means.cluster is None else None
+        overview = Overview(self._progress, means.jobs, bound, last_costs(before))
         overview.plan(missing, len(objects))
 
         def finished(answer: Answer) -> None:
             name = answer.job.method
             answer.job.unit.unlink(missing_ok=True)
-            if answer.job.plan is not None:
-                answer.job.plan.unlink(missing_ok=True)
+            self._contents.release(name)
             if answer.error is None:
+                self._tidy(answer.job.output)
                 objects[name] = self._store.put_object(
                     keys[name],
                     answer.job.output,
                     answer.figures,
                     name,
                     answer.job.backend,
-                    told(parts[name], overview.cost(answer)),
+                    told(parts[name], overview.cost(name, answer)),
                 )
             overview.finished(answer)
 
+        def lower(names: Iterable[str]) -> list[Answer]:
+            work = [
+                self._job(signatures[name], keys[name], state.marks[name], plans.get(name))
+                for name in names
+            ]
+            if any(kept_in_half(self._units[job.method].module) for job in work):
+                give_back()  # what the files were written through, and the programs in them
+            if not work:
+                return []
+            if means.cluster is not None:
+                return means.cluster.run_jobs(work, overview.started, finished)
+            return run_jobs(
+                work, means.jobs, overview.started, finished, fits=overview.fits, tick=overview.tick
+            )
+
         for name in objects:
             overview.cached(name)
-        work = [self._job(name, keys[name], state.marks[name], plans.get(name)) for name in missing]
-        if any(kept_in_half(unit.module) for unit in missing.values()):
-            give_back()  # what the files were written through, and the programs in them
-        answers = run_jobs(
-            work, jobs, overview.started, finished, fits=overview.fits, tick=overview.tick
-        )
+        families = self._families(objects, missing, state.marks)
+        waiting = {name for family in families for name in family.others}
+        answers = lower(name for name in missing if name not in waiting)
+        rebound = set()
+        for name, made in self._rebound(families, keys, objects):
+            objects[name] = self._store.put_object(
+                keys[name],
+                made.path,
+                made.figures,
+                name,
+                self._units[name].backend,
+                told(parts[name], overview.cost(name)),
+            )
+            overview.made(name, LIKE_ANOTHER)
+            rebound.add(name)
+        answers += lower(name for name in missing if name in waiting - rebound)
         _require_all(answers)
         return Objects(
             {name: objects[name] for name in self._units},
             frozenset(missing),
             max((answer.memory for answer in answers), default=0),
             overview.peak if missing else 0,
+            frozenset(rebound),
         )
 
     def _reasons(
@@ -193,8 +264,40 @@ class Compiler:
             return ["the cache is not asked: without verification, or where that found a mistake"]
         return reasons(self._store, keys[name], parts[name], before.get(name, ()))
 
-    def _job(self, name: str, key: str, marks: frozenset[str], plan: Plan | None) -> Job:
+    def _families(
+        self, made: Collection[str], missing: Collection[str], marks: Mapping[str, frozenset[str]]
+    ) -> list[Family]:
+        if self._alike is None:
+            return []
+        names = self._alike.buffers_in
+        return self._alike.families(
+            made, missing, lambda one, other: names(one, other, marks[one]) == marks[other]
+        )
+
+    def _rebound(
+        self, families: Sequence[Family], keys: Mapping[str, str], objects: Mapping[str, Object]
+    ) -> Iterator[tuple[str, Object]]:
+        """The objects of units that are of one structure with two others, as far as they can be
+        known, on their way into the cache."""
+        for family in families:
+            first, second = objects.get(family.first), objects.get(family.second)
+            if first is None or second is None or first.figures != second.figures:
+                continue
+            assert self._alike is not None
+            paths = {family.first: first.path, family.second: second.path}
+            proof = self._store.scratch(f"{first.key}.proof.pte")
+            template = self._alike.template(family, paths, proof)
+            if template is None:
+                continue
+            with closing(template):
+                for name in family.others:
+                    path = self._store.scratch(f"{keys[name]}.pte")
+                    if self._alike.write(template, family.first, name, path):
+                        yield name, Object(keys[name], path, first.figures)
+
+    def _job(self, signature: Signature, key: str, marks: frozenset[str], plan: Plan | None) -> Job:
         """The unit written to a file, and what its worker must know besides."""
+        name = signature.method
         unit = self._units[name]
         backend = BACKENDS[unit.backend]
         exported = self._exported.pop(name, None) or self._export(unit)
@@ -202,48 +305,49 @@ class Compiler:
             mark_as_state(exported.program, marks)
         else:
             require_tables(unit, exported.program, marks)
+        about = UnitFile(
+            method=name,
+            backend=unit.backend,
+            options=dict(unit.options),
+            io=unit.spec.io,
+            signature=signature,
+            plan=plan,
+            code=_registering(exported.program, unit.module),
+            weights=self._contents.hold(
+                name, tensors_of(exported.program), self._store.scratch(f"{key}.safetensors")
+            ),
+        )
         path = self._store.scratch(f"{key}.pt2")
-        try:
-            torch.export.save(exported.program, path)
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-        except Exception as error:
-            # What torch's own writer of files says, or the stream that it writes to.
-            if any(said in str(error) for said in ("inline_container", "iostream error")):
-                message = f"{path} cannot be written in full: is there room on the disk?"
-                raise OutputError(message) from error
-            raise CompileError(
-                f"{name}: torch.export cannot save it: {type(error).__name__}: {error}"
-            ) from error
+        write_unit(path, about, exported.program)
         return Job(
             method=name,
             unit=path,
             backend=unit.backend,
-            options=dict(unit.options),
             output=self._store.scratch(f"{key}.pte"),
             log=self._store.log(name, key),
-            imports=_registering(exported.program, unit.module),
             environment=backend.environment(backend.options(unit.options)),
-            plan=self._write_plan(plan, key) if plan is not None else None,
-            io=unit.spec.io,
         )
 
     def _export(self, unit: Unit) -> Exported:
         made = export(unit, self._names)
+        derived = self._derived.get(unit.name)
+        if derived is not None and derived != _facts(made):
+            # Nobody is to meet them again.
+            self._store.put_facts(self._prints[unit.name].digest, PLAIN.unstructure(_facts(made)))
+            raise CompileError(
+                f"{unit.name}: its outputs or buffers are not those of methods of the same code; "
+                "build once more"
+            )
         if kept_in_half(unit.module):
             give_back()  # the copies in float32 that it was exported with
         return made
 
-    def _write_plan(self, plan: Plan, key: str) -> Path:
-        path = self._store.scratch(f"{key}.json")
-        try:
-            path.write_text(json.dumps(PLAIN.unstructure(plan)))
-        except OSError as error:
-            raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-        return path
+
+def _facts(made: Exported) -> Facts:
+    return Facts(made.signature, Touched(made.mutated, made.read))
 
 
-def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tuple[str, str], ...]:
+def _registering(program: ExportedProgram, module: nn.Module) -> Code:
     """What a worker must import to know the program's operators; nothing for PyTorch's own."""
     names = {
         node.target.namespace
@@ -251,10 +355,9 @@ def _registering(program: ExportedProgram, module: nn.Module) -> tuple[str | tup
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
     }
     if names <= {"aten", "prim", "prims"}:
-        return ()
+        return Code()
     homes = {base.__module__ for inside in module.modules() for base in type(inside).__mro__}
-    own = sorted(h for h in homes if not h.startswith(("_mmpack_", "torch", "builtins")))
-    return (*places(), *own)
+    return carried(sorted(h for h in homes if not h.startswith(("_mmpack_", "torch", "builtins"))))
 
 
 def _require_all(answers: list[Answer]) -> None:

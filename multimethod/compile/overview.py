@@ -85,19 +85,28 @@ class Overview:
         del self._running[job.method]
         self._done += 1
         if answer.error is None:
-            self._costs.learn(job.method, self.cost(answer))
+            self._costs.learn(job.method, self.cost(job.method, answer))
         self._tell()
         self._progress.done(job.method, "failed" if answer.error else "")
+
+    def made(self, method: str, note: str) -> None:
+        """It is there without a worker."""
+        self._queued.remove(method)
+        self._done += 1
+        self._tell()
+        self._progress.done(method, note)
 
     def tick(self, workers: Sequence[int]) -> None:
         """Some time has passed. workers: ids of their processes."""
         self._workers = workers
         self._tell()
 
-    def cost(self, answer: Answer) -> Cost:
-        """What a job took."""
-        name = answer.job.method
-        return Cost(self._kinds[name], self._weights[name], answer.seconds, answer.own_memory)
+    def cost(self, method: str, answer: Answer | None = None) -> Cost:
+        """What a job took; without an answer only what is known of any."""
+        kind, weights = self._kinds[method], self._weights[method]
+        if answer is None:
+            return Cost(kind, weights)
+        return Cost(kind, weights, answer.seconds, answer.own_memory)
 
     def _needs(self, method: str) -> int:
         return self._costs.memory(self._kinds[method], self._weights[method])

@@ -21,25 +21,19 @@ COMMAND = (sys.executable, "-P", "-m", "mmpack.multimethod.compile.worker")
 
 @frozen
 class Job:
-    """One exported program to lower. All paths are absolute.
+    """One unit to lower, in a file (see `unit_file.py`). All paths are absolute.
 
-    imports: what registers the operators of the program that are not PyTorch's own: names of
-    Python modules, and (folder to import from, file) for the user's files.
     environment: variables that the process which does this must have been started with.
-    plan: file with a `quantize.Plan`, for a program that is to be quantized first.
-    io: whose memory its inputs and outputs are in, as in a spec.
+    contents: folder with what the unit refers to, by hash, if it came from another machine.
     """
 
     method: str
     unit: Path
     backend: str
-    options: dict[str, Any]
     output: Path
     log: Path
-    imports: tuple[str | tuple[str, str], ...] = ()
     environment: Mapping[str, str] = field(factory=dict)
-    plan: Path | None = None
-    io: str = "planned"
+    contents: Path | None = None
 
 
 @frozen
@@ -94,14 +88,10 @@ class Worker:
         line = {
             "method": job.method,
             "unit": str(job.unit),
-            "backend": job.backend,
-            "options": job.options,
             "output": str(job.output),
             "log": str(job.log),
-            "imports": job.imports,
             "threads": threads,
-            "plan": str(job.plan) if job.plan is not None else None,
-            "io": job.io,
+            "contents": str(job.contents) if job.contents is not None else None,
         }
         began = time.monotonic()
         try:

@@ -10,8 +10,7 @@ Source: torchao 0.18, `quantization/pt2e/quantize_pt2e.py`.
 from __future__ import annotations
 
 import inspect
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from torch.fx import GraphModule, Node
 
 from mmpack.multimethod.compile.calls import Call, Examples, read_calls, spread
 from mmpack.multimethod.compile.composites import composites_listed_once
+from mmpack.multimethod.compile.contents import Slice
 from mmpack.multimethod.compile.embeddings import quantize_tables, tables_of
 from mmpack.multimethod.compile.export import mark_as_state
 from mmpack.multimethod.compile.scales import hold, read_scales
@@ -59,6 +59,12 @@ class Plan:
     ranges: tuple[tuple[End, tuple[float, float]], ...] = ()
     state: tuple[str, ...] = ()
 
+    def contents(self) -> Iterator[Slice]:
+        """What it refers to on the tape."""
+        for call in (*self.calls, *self.before):
+            for place in call:
+                yield Slice(place.hash, str(self.tape), place.offset, place.size)
+
 
 def make_plan(signature: Signature, state: Collection[str], examples: Examples) -> Plan:
     """The plan of one method. `state`: its buffers that are to be marked as state."""
@@ -84,10 +90,6 @@ def content_of(plan: Plan | None) -> Any:
         return None
     hashes = [[place.hash for place in call] for call in (*plan.calls, *plan.before)]
     return [hashes, PLAIN.unstructure(plan.ranges)]
-
-
-def read_plan(path: str) -> Plan:
-    return PLAIN.structure(json.loads(Path(path).read_text()), Plan)
 
 
 def as_plain(scales: Mapping[End, tuple[Scale, ...]]) -> list[Any]:

@@ -7,7 +7,6 @@ warm between jobs, and ends when stdin does: at once, so that it does not outliv
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
 import signal
@@ -87,19 +86,23 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     try:
         import torch
 
+        from mmpack.multimethod.compile.carried import run_carried
         from mmpack.multimethod.compile.lower import lower
-        from mmpack.multimethod.compile.quantize import as_plain, quantize, read_plan
+        from mmpack.multimethod.compile.quantize import as_plain, quantize
+        from mmpack.multimethod.compile.unit_file import read_about, read_program
         from mmpack.multimethod.compile.widen import widen_program
 
         torch.set_num_threads(job["threads"])
-        _register(job["imports"])
-        method, backend, options = job["method"], job["backend"], job["options"]
-        program = torch.export.load(job["unit"])
+        contents = Path(job["contents"]) if job["contents"] is not None else None
+        unit = read_about(Path(job["unit"]), contents)
+        run_carried(unit.code, contents)
+        method, backend, options = unit.method, unit.backend, unit.options
+        program = read_program(Path(job["unit"]), unit, contents)
         widen_program(program)
         scales: dict[Any, Any] = {}
-        if job["plan"] is not None:
-            program, scales = quantize(program, method, backend, options, read_plan(job["plan"]))
-        lowered = lower(program, method, backend, options, Path(job["output"]), job["io"])
+        if unit.plan is not None:
+            program, scales = quantize(program, method, backend, options, unit.plan)
+        lowered = lower(program, method, backend, options, Path(job["output"]), unit.io)
     except MmpackError as error:
         return {"error": str(error)}
     except OSError as error:
@@ -118,18 +121,6 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         "scales": as_plain(scales),
         "extra": dict(lowered.extra),
     }
-
-
-def _register(imports: list[Any]) -> None:
-    from mmpack.multimethod.compile.imports import importable, module_of_file
-
-    for thing in imports:
-        if isinstance(thing, str):
-            importlib.import_module(thing)
-            continue
-        folder, file = map(Path, thing)
-        with importable(folder):
-            module_of_file(file)
 
 
 if __name__ == "__main__":

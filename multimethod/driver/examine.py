@@ -9,12 +9,16 @@ applied. A build applies them once more to what torch.export tells, which knows 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
+import attrs
 import torch
 from attrs import frozen
 from torch import nn
 
 from mmpack.multimethod.collect import Collected
+from mmpack.multimethod.compile.alike import Alike
+from mmpack.multimethod.compile.imports import importable
 from mmpack.multimethod.compile.model import load_weights, make_model, state_names
 from mmpack.multimethod.compile.rehearse import Rehearsed, names_in_model, rehearse, small_sizes
 from mmpack.multimethod.compile.state import State, Touched, decide, require_own_memory
@@ -65,14 +69,27 @@ def assemble(spec_file: SpecFile, found: Collected) -> Examined:
     return Examined(spec_file, model, gather_units(spec_file, model, found))
 
 
-def rehearse_all(made: Examined, found: Collected, *, verify: bool) -> None:
-    """Run every unit and the references of the flows; what is wrong with them goes to `found`."""
+def rehearse_all(
+    made: Examined,
+    found: Collected,
+    *,
+    verify: bool,
+    known: Mapping[str, Rehearsed] = MappingProxyType({}),
+    alike: Alike | None = None,
+) -> None:
+    """Run every unit and the references of the flows; what is wrong with them goes to `found`.
+
+    known: what was once found out of some units, which are not run again, nor is the reference of a
+    flow that they are in. alike: of units of one structure, the first is run.
+    """
     spec_file, model, units = made.spec_file, made.model, made.units
-    rehearsed = _rehearse_units(spec_file, model, units, verify, found)
+    with importable(spec_file.folder):
+        rehearsed = _rehearse_units(spec_file, model, units, verify, found, known, alike)
     signatures = {name: r.signature for name, r in rehearsed.items()}
     touched = {name: r.touched for name, r in rehearsed.items() if r.touched is not None}
     for plan in settle(made, signatures, touched, found).plans.values():
-        if verify and plan.reference != NOTHING and not found:
+        tried = any(step.method in known for step in plan.steps)
+        if verify and plan.reference != NOTHING and not found and not tried:
             with found.gather():
                 inputs = flow_inputs(spec_file, plan, units)
                 expected = run_reference(spec_file, plan, model, inputs)
@@ -134,12 +151,18 @@ def _rehearse_units(
     units: Mapping[str, Unit],
     verify: bool,
     found: Collected,
+    known: Mapping[str, Rehearsed],
+    alike: Alike | None,
 ) -> dict[str, Rehearsed]:
     """Run every unit. Of the methods that one `each` makes, the first one's mistake is told."""
     names = state_names(model)
     rehearsed: dict[str, Rehearsed] = {}
     wrong: set[Keys] = set()
     for name, unit in units.items():
+        told = known.get(name) or _like_the_first(name, rehearsed, alike)
+        if told is not None:
+            rehearsed[name] = told
+            continue
         template = spec_file.origins["methods", name].keys
         if template in wrong:
             continue
@@ -152,6 +175,20 @@ def _rehearse_units(
             rehearsed[name] = made
             wrong.discard(template)
     return rehearsed
+
+
+def _like_the_first(
+    name: str, rehearsed: Mapping[str, Rehearsed], alike: Alike | None
+) -> Rehearsed | None:
+    """What running a unit would tell, by the first of its structure; None if that cannot be."""
+    first = alike.firsts.get(name) if alike is not None else None
+    if alike is None or first is None or first not in rehearsed:
+        return None
+    told = rehearsed[first]
+    touched = alike.touched_in(first, name, told.touched) if told.touched is not None else None
+    if touched is None:
+        return None
+    return Rehearsed(attrs.evolve(told.signature, method=name), touched)
 
 
 def _tensors(model: nn.Module, units: Mapping[str, Unit]) -> dict[str, torch.Tensor]:

@@ -4,15 +4,18 @@ these stages because it takes all methods together."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from attrs import field, frozen
 from torch import nn
 
 from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.collect import Collected
+from mmpack.multimethod.compile.alike import Alike
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import Examples
 from mmpack.multimethod.compile.fingerprint import Print, fingerprints
+from mmpack.multimethod.compile.means import Means
 from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.objects import Compiler, Objects
 from mmpack.multimethod.compile.precision import is_calibrated, least_sqnr
@@ -24,6 +27,7 @@ from mmpack.multimethod.driver.shared_scales import (
     require_one_scale,
     with_common_ranges,
 )
+from mmpack.multimethod.link.canonical import write_canonical
 from mmpack.multimethod.progress import Progress
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile
@@ -53,19 +57,21 @@ def compile_parts(
     made: Examined,
     prints: Mapping[str, Print],
     store: Cache,
-    jobs: int,
+    means: Means,
     progress: Progress,
     fresh: frozenset[str],
-    memory: int | None = None,
+    alike: Alike | None,
     why: Sequence[str] = (),
 ) -> Parts:
-    """All that `link_parts` wants, with `jobs` methods compiled at once.
+    """All that `link_parts` wants.
 
     prints: the methods' fingerprints. fresh: methods that are made anew, whatever the cache has.
-    memory, why: as in `build`.
+    alike: which methods are of one structure; without it every method is lowered for itself.
+    why: as in `build`.
     """
     spec_file, model, units = made.spec_file, made.model, made.units
-    compiler = Compiler(units, state_names(model), prints, store, progress, fresh, memory, why)
+    names = state_names(model)
+    compiler = Compiler(units, names, prints, store, progress, fresh, why, alike, tidy)
     facts = compiler.export_all()
     signatures = {name: f.signature for name, f in facts.items()}
     found = Collected()
@@ -84,19 +90,23 @@ def compile_parts(
     calibrated = {name for name, unit in units.items() if is_calibrated(unit)}
     together = one_tensor(plans.values(), state, calibrated)
     examples = with_common_ranges(examples, together)
-    objects = compiler.compile_all(state, jobs, signatures, examples)
+    objects = compiler.compile_all(state, means, signatures, examples)
     require_heads(spec_file, objects)
     require_one_scale(together, {name: o.figures for name, o in objects.by_name.items()})
     return Parts(spec_file, units, signatures, objects, state, examples)
+
+
+def tidy(path: Path) -> None:
+    """Write an object as the linker would lay it out, so that equal ones are equal files."""
+    write_canonical(path, path)
 
 
 def compare_converted(
     parts: Parts,
     model: nn.Module,
     store: Cache,
-    jobs: int,
+    means: Means,
     progress: Progress,
-    memory: int | None = None,
 ) -> dict[str, Compared]:
     """What was converted to single heads, held against itself unconverted."""
     twins = unconverted(parts.units, parts.objects)
@@ -104,7 +114,7 @@ def compare_converted(
         return {}
     names = state_names(model)
     prints = fingerprints(twins, names)
-    compiler = Compiler(twins, names, prints, store, progress, memory=memory)
+    compiler = Compiler(twins, names, prints, store, progress, tidy=tidy)
     compiler.export_all()
-    made = compiler.compile_all(parts.state, jobs, parts.signatures, parts.examples)
+    made = compiler.compile_all(parts.state, means, parts.signatures, parts.examples)
     return compare_heads(twins, parts.objects, made, progress, parts.examples)

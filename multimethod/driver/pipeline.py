@@ -21,6 +21,7 @@ from mmpack.multimethod.flow.simulate import Schedule, lower_bound, simulate
 from mmpack.multimethod.flow.tasks import Tasks, make_pieces, make_tasks
 from mmpack.multimethod.flow.trace import Span, measured
 from mmpack.multimethod.flow.work import Times, Work, make_work, settled_workers
+from mmpack.multimethod.runtime.engines import Threads
 from mmpack.multimethod.samples import random_tensor
 from mmpack.multimethod.targets.base import CPU
 
@@ -107,10 +108,11 @@ def trace_flow(
     *,
     schedule: Scheduled = "out-of-order",
     lanes: Mapping[str, int] | None = None,
+    threads: Threads = None,
 ) -> Traced:
     """Run a flow on `rows` rows of random input, twice: the first time loads its methods and
-    measures them, by which the second is planned, and that one is told."""
-    program = load(path)
+    measures them, by which the second is planned, and that one is told. threads: as of `load`."""
+    program = load(path, threads=threads)
     chosen = program.flow(flow)
     inputs = _random_inputs(program, chosen.plan, rows)
     spans: list[Span] = []

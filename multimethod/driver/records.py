@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import attrs
 import torch
 from attrs import frozen
 
@@ -16,7 +17,9 @@ from mmpack.multimethod.driver.parts import Parts
 from mmpack.multimethod.errors import SpecError
 from mmpack.multimethod.flow.plan import expanded_flows
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
+from mmpack.multimethod.link.relabel import relabel
 from mmpack.multimethod.plain import PLAIN
+from mmpack.multimethod.scratch import put_in_place
 from mmpack.multimethod.signature import Signature
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.targets import BACKENDS
@@ -51,6 +54,7 @@ class BuildReport:
     since it began, and those of the largest worker that compiled its methods; 0 without any.
     together: bytes that this process and its workers took at most while these compiled, without
     files that they map.
+    rebound: how many of the compiled methods are others of their structure with their own weights.
     """
 
     output: Path
@@ -60,6 +64,7 @@ class BuildReport:
     seconds: Mapping[str, float]
     memory: tuple[int, int]
     together: int = 0
+    rebound: int = 0
 
     @property
     def compiled(self) -> int:
@@ -70,7 +75,36 @@ class BuildReport:
 def link_parts(parts: Parts, verified: Verified | None, output: Path) -> LinkReport:
     """Link the parts into a program at `output`, with what was found when they were verified."""
     spec = parts.spec_file.spec
-    manifest = Manifest(
+    return link(
+        [parts.objects.by_name[name].path for name in parts.units],
+        output,
+        manifest=_manifest(parts, verified),
+        constants=spec.constants,
+        shared=tuple(parts.state.shared),
+        private=tuple(parts.state.private),
+        files=_files(parts.spec_file),
+        data=data_name(parts.spec_file, output),
+        anew=spec.data == "separate",
+    )
+
+
+def relabel_parts(parts: Parts, verified: Verified, linked: LinkReport, output: Path) -> LinkReport:
+    """Move what `link_parts` made of the parts, before they were verified, to `output`, with what
+    was found then."""
+    old, new = linked.manifest, _manifest(parts, verified)
+    methods = {n: attrs.evolve(r, size=old.methods[n].size) for n, r in new.methods.items()}
+    manifest = attrs.evolve(
+        new, methods=methods, state=old.state, constants=old.constants, files=old.files
+    )
+    size = relabel(linked.path, manifest)
+    put_in_place(linked.path, output)
+    return attrs.evolve(linked, path=output, size=size, manifest=manifest)
+
+
+def _manifest(parts: Parts, verified: Verified | None) -> Manifest:
+    """What is told of the parts; the linker fills in what it does to them."""
+    spec = parts.spec_file.spec
+    return Manifest(
         mmpack=installed("mmpack") or "0",
         methods={name: _record(parts, name, verified) for name in parts.units},
         flow=PLAIN.unstructure(expanded_flows(parts.spec_file)),
@@ -82,17 +116,6 @@ def link_parts(parts: Parts, verified: Verified | None, output: Path) -> LinkRep
             "executorch": installed("executorch"),
             "flows": _flows(verified),
         },
-    )
-    return link(
-        [parts.objects.by_name[name].path for name in parts.units],
-        output,
-        manifest=manifest,
-        constants=spec.constants,
-        shared=tuple(parts.state.shared),
-        private=tuple(parts.state.private),
-        files=_files(parts.spec_file),
-        data=data_name(parts.spec_file, output),
-        anew=spec.data == "separate",
     )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from attrs import frozen
 from torch import Tensor
 
 from mmpack.multimethod.errors import FlowError
 from mmpack.multimethod.flow.context import Context
-from mmpack.multimethod.flow.execute import Flow
+from mmpack.multimethod.flow.execute import Flow, Given, Scheduled
 from mmpack.multimethod.flow.program import Program
 
 TOKENS, LOGITS = "tokens", "logits"
@@ -20,11 +23,14 @@ counts. ExecuTorch's own runners ask for them under these names."""
 @frozen
 class Decoder:
     """decode reads one token a piece, and `read`, the prompt's flow, some of them. longest: how
-    many tokens can be fed in all; None: without a limit that the program would tell."""
+    many tokens can be fed in all; None: without a limit that the program would tell. schedule,
+    lanes: how `read` is run, see `Flow.run`."""
 
     decode: Flow
     read: Flow
     longest: int | None
+    schedule: Scheduled = "serial"
+    lanes: Mapping[str, int] | None = None
 
     def prepare(self, program: Program) -> None:
         """Load all methods into the runtime."""
@@ -34,13 +40,19 @@ class Decoder:
 
     def feed(self, flow: Flow, tokens: list[int], context: Context) -> Tensor:
         """Run a flow: the logits [vocabulary] of what comes after the last token."""
-        logits = getattr(flow.run(_tokens(flow, tokens), context=context, give="last"), LOGITS)
+        outputs = self._run(flow, tokens, context, "last")
+        logits = getattr(outputs, LOGITS)
         last: Tensor = logits.select(flow.plan.joins[LOGITS], -1).flatten()
         return last
 
     def skip(self, flow: Flow, tokens: list[int], context: Context) -> None:
         """Run a flow on tokens that others follow: nobody wants their logits."""
-        flow.run(_tokens(flow, tokens), context=context, give="none")
+        self._run(flow, tokens, context, "none")
+
+    def _run(self, flow: Flow, tokens: list[int], context: Context, give: Given) -> Any:
+        how = (self.schedule, self.lanes) if flow is self.read else ("serial", None)
+        rows = _tokens(flow, tokens)
+        return flow.run(rows, context=context, give=give, schedule=how[0], lanes=how[1])
 
 
 def _tokens(flow: Flow, tokens: list[int]) -> Tensor:

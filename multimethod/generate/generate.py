@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from attrs import define
+from attrs import define, evolve
 from torch import Tensor
 
 from mmpack.multimethod.errors import CallError, counted
 from mmpack.multimethod.flow.context import Context
+from mmpack.multimethod.flow.execute import Scheduled
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.generate.decoder import Decoder, find_decoder
 from mmpack.multimethod.generate.sample import Sampler
@@ -60,7 +61,8 @@ class Generation(Iterator[int]):
         began = time.perf_counter()
         decoder.prepare(self._program)
         statistics.load_seconds = time.perf_counter() - began
-        size = decoder.read.plan.size
+        # In a pipeline all pieces are under way at once.
+        size = decoder.read.plan.size if decoder.schedule == "serial" else len(self._prompt)
         for start in range(0, len(self._prompt), size):
             piece = self._prompt[start : start + size]
             began = time.perf_counter()
@@ -105,6 +107,8 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    schedule: Scheduled = "serial",
+    lanes: Mapping[str, int] | None = None,
 ) -> Generation:
     """The tokens that a program writes after those given.
 
@@ -119,6 +123,7 @@ def generate(
     the text; the one that did is given too. It also ends when the context is full, by the
     program's constant `get_max_context_len` or what its caches hold.
     temperature, top_k, top_p, seed: see `Sampler`; none of them given is greedy.
+    schedule, lanes: how the prompt is read, see `Flow.run`; the tokens are the same.
 
     Raises FlowError for a program that has no such flows, CallError for a prompt that is empty or
     longer than the context, or options that cannot be; while tokens are made, whatever
@@ -136,6 +141,8 @@ def generate(
             f"the prompt has {len(prompt)} tokens, and {program.path} has room for "
             f"{decoder.longest}, answer included"
         )
+    if schedule != "serial":
+        decoder = evolve(decoder, schedule=schedule, lanes=lanes)
     return Generation(program, decoder, prompt, sampler, max_tokens, frozenset(stop))
 
 

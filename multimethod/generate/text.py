@@ -13,6 +13,7 @@ from mmpack.multimethod.generate.generate import Generation, Statistics, generat
 from mmpack.multimethod.generate.settings import files_of, read_settings
 from mmpack.multimethod.generate.tokenizer import Tokenizer
 from mmpack.multimethod.huggingface.folder import TOKENIZER
+from mmpack.multimethod.runtime.engines import Threads
 
 
 class Text(Iterator[str]):
@@ -36,15 +37,16 @@ def continue_text(
     chat: bool = False,
     system: str | None = None,
     tokenizer: Path | None = None,
+    threads: Threads = None,
     **options: Any,
 ) -> Text:
     """What a program writes after a text; or, in a chat, what it answers.
 
     chat: the text is what a user says to the model, after the `system` message if there is one.
     tokenizer: a folder with a tokenizer.json, in place of the program's own.
-    options: those of `generate`.
+    threads: as of `load`. options: those of `generate`.
     """
-    program = load(path)
+    program = load(path, threads=threads)
     find_decoder(program)  # whoever has no language model needs no tokenizer
     words = _tokenizer(program, tokenizer)
     if chat:
@@ -61,11 +63,16 @@ def continue_text(
 
 
 def continue_tokens(
-    path: Path, prompt: Sequence[int], *, tokenizer: Path | None = None, **options: Any
+    path: Path,
+    prompt: Sequence[int],
+    *,
+    tokenizer: Path | None = None,
+    threads: Threads = None,
+    **options: Any,
 ) -> Text:
     """The same without any text: numbers of tokens, with commas between. It ends at those that
     `eos_token_id` in the program's files, or the folder's, names."""
-    program = load(path)
+    program = load(path, threads=threads)
     files = program.files if tokenizer is None else files_of(tokenizer)
     end = read_settings(files, str(tokenizer or program.path)).end
     made = generate(program, prompt, stop=end, **options)

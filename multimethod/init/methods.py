@@ -125,10 +125,10 @@ def _attention(decoder: Decoder, choices: Choices, sizes: str) -> Iterable[Lines
         yield _method(
             f"{_of('attention', kind, several)}.{{n}}",
             comment=comment,
-            each=f"{{n: {sizes}}}",
+            each=_each_size(kind, choices, sizes),
             module=f"model.layers.{kind.first}",
             wrapper="attention",
-            args=_kernel(kind),
+            args={} if kind.capped else {"kernel": _kernel(choices)},
             target=target,
             inputs={
                 "q": rows(decoder.heads, new),
@@ -195,9 +195,16 @@ def _positions(size: str, choices: Choices) -> str:
     return f"{{shape: [{shown}], dtype: int64, range: 0..{choices.context - 1}}}"
 
 
-def _kernel(kind: Kind) -> dict[str, Any]:
-    """ExecuTorch's fused attention, which knows no bounded scores."""
-    return {} if kind.capped else {"kernel": "custom_sdpa"}
+def _each_size(kind: Kind, choices: Choices, sizes: str) -> str:
+    """With the fastest kernel for each: products of matrices for a chunk, ExecuTorch's fused
+    attention, which knows no bounded scores, for a token."""
+    if kind.capped or choices.chunk == 1:
+        return f"{{n: {sizes}}}"
+    return f"{{n: {sizes}, kernel: {{cycle: [grouped, custom_sdpa]}}}}"
+
+
+def _kernel(choices: Choices) -> str:
+    return "custom_sdpa" if choices.chunk == 1 else '"{kernel}"'
 
 
 def _cache_args(kinds: Iterable[Kind], choices: Choices) -> dict[str, Any]:

@@ -83,9 +83,9 @@ def write_data(path: str | os.PathLike[str], kept: Mapping[str, Kept]) -> int:
     return base + end
 
 
-def _place(piece: Piece) -> bytes | tuple[object, object]:
+def _place(piece: Piece) -> object:
     source = piece.source
-    return source if isinstance(source, bytes) else (id(source[0]), source[1])
+    return (id(source[0]), source[1]) if isinstance(source, tuple) else source
 
 
 def united(found: DataFile, kept: Mapping[str, Kept]) -> dict[str, Kept] | None:

@@ -247,9 +247,10 @@ class Data:
             self.segments.append(Segment(tuple(placed)))
 
 
-def merge_data(files: Sequence[PteFile], *, apart: bool = False) -> Data:
+def merge_data(files: Sequence[PteFile], *, foreign: bool = True, apart: bool = False) -> Data:
     """Collects the data of all files. LinkError where one key names different bytes, or may.
 
+    foreign: somebody may have asked for wider alignments than the usual ones.
     apart: constants and named data are to go outside.
     """
     _require_same_external(files, apart)
@@ -265,10 +266,10 @@ def merge_data(files: Sequence[PteFile], *, apart: bool = False) -> Data:
         plans = file.plans
         used = sorted(constant_sizes(plans).items())
         extents = {index: constant_extent(file, index, size) for index, size in used}
-        wide = alignment_of(CONSTANT_ALIGNMENT, extents.values())
+        wide = alignment_of(CONSTANT_ALIGNMENT, extents.values() if foreign else ())
         for index, extent in extents.items():
             data.constants[number, index] = add(file, extent, wide)
-        wide = alignment_of(SEGMENT_ALIGNMENT, file.segments)
+        wide = alignment_of(SEGMENT_ALIGNMENT, file.segments if foreign else ())
         for index, size in sorted(_initial_sizes(plans).items()):
             extent = _initial_extent(file, index, size)
             data.initial[number, index] = add(file, extent, CONSTANT_ALIGNMENT)

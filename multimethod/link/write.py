@@ -20,18 +20,30 @@ SEGMENT_ALIGNMENT = 128
 
 
 @frozen
-class Piece:
-    """Bytes in memory, or an extent of an open file."""
+class Later:
+    """`size` bytes that are made when they are written."""
 
-    source: bytes | tuple[OpenFile, Extent]
+    size: int
+    make: Callable[[], bytes]
+
+
+@frozen
+class Piece:
+    """Bytes in memory, an extent of an open file, or bytes that are still to be made."""
+
+    source: bytes | Later | tuple[OpenFile, Extent]
 
     @property
     def size(self) -> int:
-        return len(self.source) if isinstance(self.source, bytes) else self.source[1].size
+        if isinstance(self.source, bytes):
+            return len(self.source)
+        return self.source.size if isinstance(self.source, Later) else self.source[1].size
 
     def chunks(self) -> Iterator[bytes]:
         if isinstance(self.source, bytes):
             return iter((self.source,))
+        if isinstance(self.source, Later):
+            return iter((self.source.make(),))
         file, extent = self.source
         return file.chunks(extent)
 
@@ -67,12 +79,14 @@ def write_pte(
     *,
     sealed: bool = True,
     before: Callable[[], None] = lambda: None,
+    lasting: bool = True,
 ) -> int:
     """Writes a program and its segments; the size of the file in bytes.
 
     program: refers to segments by their index in `segments`; its own `segments` are ignored.
     sealed: end the file with a checksum (see `integrity.py`), one more segment and named datum.
     before: called once all is written, before it goes into place.
+    lasting: wait until it is on the disk; not worth it for what can be made again.
     Raises OutputError; the output is then what it was before.
     """
     segments = list(segments)
@@ -93,11 +107,9 @@ def write_pte(
     data = encode(evolve(program, segments=table or None), reserved=HEADER_SIZE)
     widest = max([segment.alignment for segment in segments], default=1)
     base = up(len(data), widest) if table else 0
-    struct.pack_into(
-        "<4sIQQQ", data, HEADER_AT, HEADER_MAGIC, HEADER_SIZE, len(data), base, end if table else 0
-    )
+    pack_header(data, base, end if table else 0)
     total = base + end if table else len(data)
-    with replacing(path, total) as out:
+    with replacing(path, total, lasting=lasting) as out:
         writer = Stream(out)
         writer.put(bytes(data))
         for place, segment in zip(table, segments, strict=True):
@@ -111,6 +123,13 @@ def write_pte(
         writer.zeros_to(total)
         before()
     return total
+
+
+def pack_header(data: bytearray, base: int, segments: int) -> None:
+    """Fill in the extended header of a flatbuffer with room for it. base: where its segments begin
+    in the file; segments: bytes of these."""
+    sizes = (HEADER_SIZE, len(data), base, segments)
+    struct.pack_into("<4sIQQQ", data, HEADER_AT, HEADER_MAGIC, *sizes)
 
 
 def up(size: int, alignment: int) -> int:

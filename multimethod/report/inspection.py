@@ -40,7 +40,7 @@ class MethodView:
     that it reaches, shared ones included; precision, sqnr (dB), scales: of a quantized method, see
     `MethodRecord`; heads: attention blocks `found` and `converted` to single heads, by which
     `method`, how far that is `apart` from the unconverted method and its `unconverted_size`, {}
-    where none was looked for."""
+    where none was looked for; lane: the processor that the manifest says it occupies, or ""."""
 
     signature: Signature
     target: str | None
@@ -56,6 +56,7 @@ class MethodView:
     sqnr: float | None = None
     scales: tuple[EndScales, ...] = ()
     heads: dict[str, Any] = field(factory=dict)
+    lane: str = ""
 
 
 @frozen
@@ -174,6 +175,7 @@ def _view(
         sqnr=record.sqnr if record else None,
         scales=record.scales if record else (),
         heads=heads if isinstance(heads, dict) else {},
+        lane=record.lane if record else "",
     )
 
 
@@ -181,10 +183,12 @@ def _lines(seen: Inspection) -> list[str]:
     from mmpack.multimethod.report.tables import size
 
     made = f", made by mmpack {seen.provenance['mmpack']}" if seen.provenance else ""
+    several_lanes = len({method.lane for method in seen.methods.values()}) > 1
     lines = [f"{seen.path}: {size(seen.size)}, {counted(len(seen.methods), 'method')}{made}", ""]
     for method in seen.methods.values():
         lines.append(str(method.signature))
         target = [f"target {method.target}"] if method.target else []
+        target += [f"lane {method.lane}"] if several_lanes and method.lane else []
         target += [method.precision] if method.precision else []
         delegates = [f"{count} × {name}" for name, count in method.delegates.items()]
         lines.append("  " + ", ".join(target + (delegates or ["no delegate"])))

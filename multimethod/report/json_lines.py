@@ -15,8 +15,9 @@ are those of this process and its workers together, without files that they map.
 
     {"event": "why", "stage": "compile", "method": "lm_head.one", "cached": false, "reasons": [...]}
 
-A method that was in the cache is "done" with `"note": "cached"` and without a "start", one that
-failed with `"note": "failed"`. More keys may come to be.
+A method that was in the cache is "done" with `"note": "cached"` and without a "start", one that was
+made from others of its structure with `"note": "like another"`, one that failed with `"note":
+"failed"`. More keys may come to be.
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ class JsonLines:
             data_size=None if report.link.data is None else report.link.data[1],
             saved=report.link.saved,
             compiled=report.compiled,
+            rebound=report.rebound,
             methods=[
                 {
                     "method": m.signature.method,

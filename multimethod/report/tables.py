@@ -163,7 +163,9 @@ def build_summary(report: BuildReport) -> str:
     if report.compiled == 0:
         compiled = "nothing was compiled: every method was in the cache"
     else:
-        compiled = f"{report.compiled} compiled" + (f", {cached} from the cache" if cached else "")
+        compiled = f"{report.compiled} compiled"
+        compiled += f", {report.rebound} of them like another" if report.rebound else ""
+        compiled += f", {cached} from the cache" if cached else ""
     dims = dims_line(report)
     lines = [dims] if dims else []
     lines += [

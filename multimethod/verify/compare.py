@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping
 
 import torch
@@ -60,6 +61,11 @@ def difference(expected: torch.Tensor, got: torch.Tensor) -> float:
         return 0.0
     if not expected.dtype.is_floating_point:
         return 0.0 if torch.equal(expected, got) else float("inf")
+    e, g = expected.reshape(-1).double(), got.reshape(-1).double()
+    size, apart = e.abs(), (e - g).abs_()
+    largest = float(size.max())
+    if math.isfinite(largest) and math.isfinite(float(apart.max())):
+        return _largest(e, size, apart, largest)
     odd = ~torch.isfinite(expected)
     same = torch.equal(odd, ~torch.isfinite(got)) and torch.equal(
         torch.nan_to_num(expected[odd]), torch.nan_to_num(got[odd])
@@ -67,6 +73,18 @@ def difference(expected: torch.Tensor, got: torch.Tensor) -> float:
     if not same or bool(odd.all()):
         return float("inf")
     e, g = expected[~odd].double(), got[~odd].double()
-    usual = e[e.abs() < HUGE]
+    size = e.abs()
+    return _largest(e, size, (e - g).abs_(), float(size.max()))
+
+
+def _largest(e: torch.Tensor, size: torch.Tensor, apart: torch.Tensor, largest: float) -> float:
+    """The largest relative error. e: what is expected, all finite; size: its magnitude, of which
+    `largest` is the largest; apart: how far it is from what was got."""
+    usual = e if largest < HUGE else e[size < HUGE]
     scale = max(float(usual.square().mean().sqrt()), SMALLEST_SCALE) if usual.numel() else HUGE
-    return float(((e - g).abs() / e.abs().clamp(min=scale)).max())
+    return float(apart.div_(size.clamp_(min=scale)).max())
+
+
+def chosen(tensor: torch.Tensor, which: torch.Tensor) -> torch.Tensor:
+    """`tensor[which]`; where that is all, a view, which takes a tenth of the time."""
+    return tensor.reshape(-1) if bool(which.all()) else tensor[which]

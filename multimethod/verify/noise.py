@@ -17,7 +17,7 @@ from mmpack.multimethod.compile.calls import Call, Examples, read_calls, spread
 from mmpack.multimethod.compile.unit import Unit
 from mmpack.multimethod.flow.plan import Plan
 from mmpack.multimethod.signature import ValueSpec
-from mmpack.multimethod.verify.compare import HUGE, SMALLEST_SCALE
+from mmpack.multimethod.verify.compare import HUGE, SMALLEST_SCALE, chosen
 
 JUDGES = 16
 """At most so many calls of a method, from all over the samples, are run for each size."""
@@ -46,12 +46,12 @@ class Noise:
         odd = ~torch.isfinite(expected)
         self.broken |= not torch.equal(
             torch.nan_to_num(expected[odd]), torch.nan_to_num(got[odd])
-        ) or not bool(torch.isfinite(got[~odd]).all())
-        e, g = expected[~odd].double(), got[~odd].double()
+        ) or not bool(torch.isfinite(chosen(got, ~odd)).all())
+        e, g = chosen(expected, ~odd).double(), chosen(got, ~odd).double()
         huge = e.abs() >= HUGE
-        self.broken |= bool(((e - g).abs()[huge] > 0.1 * e.abs()[huge]).any())
+        self.broken |= bool(((e[huge] - g[huge]).abs() > 0.1 * e[huge].abs()).any())
         if bool((~huge).any()):
-            e, g = e[~huge], g[~huge]
+            e, g = chosen(e, ~huge), chosen(g, ~huge)
         self.signal += float(e.square().sum())
         self.noise += float((e - g).square().sum())
         self.elements += e.numel()

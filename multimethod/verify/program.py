@@ -14,6 +14,7 @@ from torch import nn
 
 from mmpack.multimethod.calibrate import record_examples
 from mmpack.multimethod.compile.calls import NO_EXAMPLES, Examples
+from mmpack.multimethod.compile.imports import importable
 from mmpack.multimethod.compile.model import load_model
 from mmpack.multimethod.compile.unit import Unit, make_units
 from mmpack.multimethod.flow.execute import Flow
@@ -68,7 +69,8 @@ def verify_program(
     from weights in half precision, not all (see `sparing.py`)."""
     flows = spec_file.spec.flow
     progress.stage("verify", len(units) + len(flows))
-    checked = verify_methods(program, units, model, private, progress, examples)
+    with importable(spec_file.folder):
+        checked = verify_methods(program, units, model, private, progress, examples)
     results = []
     room = room_for(model)
     for name in flows:

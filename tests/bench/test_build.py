@@ -15,6 +15,7 @@ from mmpack.multimethod import build
 from mmpack.multimethod.compile.cache import Cache
 from mmpack.multimethod.compile.calls import NO_EXAMPLES
 from mmpack.multimethod.compile.fingerprint import fingerprints
+from mmpack.multimethod.compile.means import Means
 from mmpack.multimethod.compile.model import load_model, state_names
 from mmpack.multimethod.compile.objects import Compiler
 from mmpack.multimethod.compile.state import decide
@@ -80,7 +81,7 @@ def test_time_per_method(benchmark: Any, cold: Any, tmp_path: Path) -> None:
             facts = compiler.export_all()
             state = decide(spec_file, {name: f.touched for name, f in facts.items()})
             signatures = {name: f.signature for name, f in facts.items()}
-            compiler.compile_all(state, 1, signatures, NO_EXAMPLES)
+            compiler.compile_all(state, Means(), signatures, NO_EXAMPLES)
 
     benchmark.pedantic(compile_all, setup=setup, rounds=1)
     benchmark.extra_info["methods"] = len(units)

@@ -114,7 +114,7 @@ from mmpack.wrappers.lm_head import LmHead as lm_head
 from mmpack.wrappers.output_mlp import OutputMlp as output_mlp
 from mmpack.wrappers.qkv_proj import QkvProj as qkv_proj
 from mmpack.wrappers.rotary import Rotary as rotary
-from mmpack.wrappers._custom_sdpa import visible
+from mmpack.wrappers._visible import visible
 
 class Reads(nn.Module):
     def __init__(self, model):

@@ -1,4 +1,5 @@
-"""A worker process that lowers nothing: each job's `options` say what it does.
+"""A worker process that lowers nothing: each job's unit is JSON that says what it does, or, like a
+real one, an archive that holds such a file.
 
 Everything around the lowering is the real worker's: jobs, answers, the log, the end.
 """
@@ -6,19 +7,31 @@ Everything around the lowering is the real worker's: jobs, answers, the log, the
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from mmpack.multimethod.compile import worker
 
 
+def orders(unit: Path) -> dict[str, Any]:
+    found: dict[str, Any]
+    if zipfile.is_zipfile(unit):
+        with zipfile.ZipFile(unit) as archive:
+            found = json.loads(archive.read("fake.json"))
+    else:
+        found = json.loads(unit.read_text())
+    return found
+
+
 def run(job: dict[str, Any]) -> dict[str, Any]:
-    options = job["options"]
+    options = orders(Path(job["unit"]))
     if pids := options.get("pids"):
         child = subprocess.Popen(["sleep", "1000"]) if options.get("child") else None
         numbers = [os.getpid(), *([child.pid] if child else [])]
@@ -43,6 +56,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     if options.get("half"):
         os.write(int(options["half"]), b'{"opera')
         os._exit(0)
+    if (once := options.get("hang_once")) and not Path(once).exists():
+        Path(once).write_text(str(os.getpid()))
+        options["hang"] = True
     if options.get("hang"):
         while True:
             time.sleep(1)

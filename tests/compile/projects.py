@@ -102,13 +102,9 @@ def run_here(
             {
                 "method": job.method,
                 "unit": str(job.unit),
-                "backend": job.backend,
-                "options": job.options,
                 "output": str(job.output),
                 "threads": 1,
-                "imports": (),
-                "plan": str(job.plan) if job.plan is not None else None,
-                "io": job.io,
+                "contents": None,
             }
         )
         answer = Answer(job, figures, figures.pop("error", None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -31,11 +32,12 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def job(tmp_path: Path) -> Any:
     def make(method: str, **options: Any) -> Job:
+        unit = tmp_path / f"{method}.pt2"
+        unit.write_text(json.dumps(options))
         return Job(
             method=method,
-            unit=tmp_path / f"{method}.pt2",
+            unit=unit,
             backend="portable",
-            options=options,
             output=tmp_path / f"{method}.pte",
             log=tmp_path / f"{method}.log",
         )
@@ -278,6 +280,7 @@ def test_ctrl_c_between_the_starts_of_two_workers_ends_the_first(
 
 
 SCRIPT = """
+import json
 import signal
 import sys
 from pathlib import Path
@@ -287,11 +290,11 @@ from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.process import Job
 process.COMMAND = (sys.executable, "-P", sys.argv[1])
 folder = Path(sys.argv[2])
-jobs = [
-    Job(n, folder / n, "portable", {"hang": True, "child": True, "pids": str(folder / n)},
-        folder / f"{n}.pte", folder / f"{n}.log")
-    for n in "ab"
-]
+jobs = []
+for n in "ab":
+    unit = folder / f"{n}.pt2"
+    unit.write_text(json.dumps({"hang": True, "child": True, "pids": str(folder / n)}))
+    jobs.append(Job(n, unit, "portable", folder / f"{n}.pte", folder / f"{n}.log"))
 run_jobs(jobs, 2, lambda job: None, lambda answer: None)
 """
 

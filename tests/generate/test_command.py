@@ -21,6 +21,8 @@ from mmpack.cli import main
 from mmpack.multimethod import link
 from mmpack.multimethod.compile.model import load_model
 from mmpack.multimethod.generate import text
+from mmpack.multimethod.runtime import engines
+from mmpack.multimethod.runtime.engine import Engine
 from mmpack.multimethod.spec import load_spec
 
 from .test_generate import SPEC, eagerly, prompt
@@ -82,6 +84,19 @@ def test_text_is_that_of_eager_pytorch(chat: list[str], path: Path, model: nn.Mo
     assert said is not None
     assert int(said[1]) == len(TEXT) and int(said[2]) == len(expected) - 1
     assert said[3] == "the text is at its end"
+
+
+def test_the_prompt_is_read_by_a_pipeline(
+    bare: Path, native_engine: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "_automatic", lambda: native_engine)
+    numbers = ",".join(map(str, prompt(7)))
+    serial = mmpack(bare, "--tokens", numbers, "--max-tokens", 4)
+    result = mmpack(bare, "--tokens", numbers, "--max-tokens", 4,
+                    "--schedule", "out-of-order", "--lanes", "cpu=2", "--threads", 1)  # fmt: skip
+    assert (result.exit_code, result.stdout) == (0, serial.stdout)
+    result = mmpack(bare, "--tokens", numbers, "--schedule", "in-order", "--lanes", "npu=1")
+    assert result.exit_code == 10 and "no method is on lane 'npu'" in result.stderr
 
 
 def test_the_prompt_is_read_from_stdin(path: Path) -> None:

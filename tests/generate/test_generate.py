@@ -80,6 +80,17 @@ def test_tokens_are_those_of_eager_pytorch(
         assert list(generate(decode_only, tokens, max_tokens=12)) == expected
 
 
+@pytest.mark.parametrize("schedule", ["in-order", "out-of-order"])
+@pytest.mark.parametrize("examples", [0, 7])
+def test_a_prompt_read_by_a_pipeline_is_the_same(
+    schedule: Any, examples: int, program: Program, model: nn.Module
+) -> None:
+    tokens = prompt(examples)
+    run = generate(program, tokens, max_tokens=6, schedule=schedule, lanes={"cpu": 2})
+    assert list(run) == eagerly(model, tokens, 6)
+    assert run.statistics.prefill_tokens == len(tokens)
+
+
 def test_it_ends_at_a_token_that_ends_texts(program: Program, model: nn.Module) -> None:
     tokens = prompt(2)
     run = generate(program, tokens, stop=[NEWLINE, 0])

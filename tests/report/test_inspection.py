@@ -312,3 +312,11 @@ def test_data_and_arenas_are_those_that_executorch_reads(backend: str, tmp_path:
         "one": COMMON + delegates["one"],
         "two": COMMON + OWN + delegates["two"],
     }
+
+
+def test_lanes_are_shown_where_there_are_several(two_lanes: Path, toy: Path) -> None:
+    shown = str(inspect(two_lanes))
+    assert shown.count("target near, lane npu, ") == 1
+    assert shown.count("target plain, lane cpu, ") == 3
+    assert "lane" not in str(inspect(toy))
+    assert inspect(two_lanes).as_dict()["methods"]["front.chunk"]["lane"] == "npu"

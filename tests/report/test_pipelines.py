@@ -24,6 +24,8 @@ from mmpack.multimethod.report.pipelines import (
     traced_summary,
 )
 from mmpack.multimethod.report.trace_files import chrome_trace, gantt, write_traced
+from mmpack.multimethod.runtime import engines
+from mmpack.multimethod.runtime.engine import Engine
 
 PIECES = Piece(0, 0, 4), Piece(1, 4, 2)
 SPANS = (
@@ -126,6 +128,17 @@ def test_the_picture_has_a_bar_for_each_call() -> None:
 def test_what_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         write_traced(TRACED, tmp_path / "none" / "trace.json", None, None)
+
+
+def test_a_run_in_so_many_threads(
+    two_lanes: Path, native_engine: type[Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands behind --threads reaches `load`, which has its words for what is wrong."""
+    monkeypatch.setattr(engines, "_automatic", lambda: native_engine)
+    done = mmpack("trace", two_lanes, "prefill", "--rows", 9, "--threads", "npu=1")
+    assert done.exit_code == 0, done.output
+    done = mmpack("trace", two_lanes, "prefill", "--rows", 9, "--threads", "npx=1")
+    assert done.exit_code != 0 and "threads: no method is on lane 'npx'" in done.stderr
 
 
 def test_the_commands_go_together(two_lanes: Path, tmp_path: Path) -> None:
