@@ -48,7 +48,7 @@ class Kept:
 def write_data(path: str | os.PathLike[str], kept: Mapping[str, Kept]) -> int:
     """Writes a `.ptd`; its size in bytes. Pieces that are the same object, or of the same place in
     a file, are written once. Raises OutputError; the output is then what it was before."""
-    numbers: dict[bytes | tuple[object, object], int] = {}
+    numbers: dict[object, int] = {}
     pieces: list[Kept] = []
     named = []
     for key, one in kept.items():
