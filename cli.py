@@ -470,12 +470,18 @@ def verify(program: Path, spec: Path) -> None:
     metavar="PATTERN",
     help="Keep state buffers of this name, in several files, apart.",
 )
+@click.option(
+    "--data",
+    metavar="NAME.ptd",
+    help="Put weights into this file beside OUTPUT; what it holds already stays.",
+)
 def link(
     inputs: Sequence[Path],
     output: Path,
     rename: Sequence[str],
     share: Sequence[str],
     private: Sequence[str],
+    data: str | None,
 ) -> None:
     """Link any ExecuTorch programs into one.
 
@@ -483,13 +489,13 @@ def link(
     PATTERN match as in a shell.
     """
     from mmpack.multimethod.link import link
-    from mmpack.multimethod.report.tables import size
+    from mmpack.multimethod.report.tables import beside, size
 
     names = option_text.pairs(rename, "OLD=NEW")
-    report = link(inputs, output, rename=names, shared=share, private=private)
+    report = link(inputs, output, rename=names, shared=share, private=private, data=data)
     click.echo(
         f"{output}: {counted(len(report.manifest.methods), 'method')}, {size(report.size)}, "
-        f"{size(report.saved)} saved by sharing"
+        f"{size(report.saved)} saved by sharing{beside(report)}"
     )
 
 

@@ -122,3 +122,10 @@ def wrong_file_name(name: str) -> str | None:
     if name not in ("", ".", "..") and name.isprintable() and not set(name) & set("/\\"):
         return None
     return f"expected a plain name like tokenizer.json, got {name!r}"
+
+
+def wrong_data_name(name: str) -> str | None:
+    """Why no file of data beside a program can be called that, or None."""
+    if wrong_file_name(name) is None and name.endswith(".ptd") and name != ".ptd":
+        return None
+    return f"expected a plain name that ends in .ptd, got {name!r}"

@@ -24,11 +24,12 @@ from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.rehearse import Rehearsed
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
-from mmpack.multimethod.driver.records import BuildReport, link_parts, relabel_parts, row
+from mmpack.multimethod.driver.records import BuildReport, data_name, link_parts, relabel_parts, row
 from mmpack.multimethod.driver.room import require_room_for_methods, require_room_for_objects
 from mmpack.multimethod.errors import OutputError, SpecError, TargetError, nearest
 from mmpack.multimethod.flow.program import load
 from mmpack.multimethod.link import LinkReport
+from mmpack.multimethod.link.linker import data_place
 from mmpack.multimethod.link.rebind import learn
 from mmpack.multimethod.memory import peak_memory
 from mmpack.multimethod.outputs import refuse_overwriting
@@ -67,14 +68,16 @@ def build(
     share: lower two of the methods that differ in their weights alone, and make the others from
         these; False: lower each.
 
-    Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output
-    is what it was before, and objects already compiled stay in the cache.
+    Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output and
+    the `.ptd` beside it are what they were before, and objects already compiled stay in the cache.
     """
     progress = watch = Stopwatch(progress or Silent())
     spec_file = load_spec(spec)
     target = Path(output) if output is not None else Path(f"{spec_file.path.stem}.pte")
     _require_writable(target)
     refuse_overwriting(target, _sources(spec_file))
+    if (name := data_name(spec_file, target)) is not None:
+        refuse_overwriting(data_place(target, name), _sources(spec_file))
     _require_backends(spec_file)
     _require_methods(spec_file, why)
     if verify:
@@ -99,10 +102,10 @@ def build(
         heads = compare_converted(parts, model, store, means, progress)
         parts = attrs.evolve(parts, heads=heads)
         progress.stage("link", 1)
-        if tried is not None:
+        if tried is not None and spec_file.spec.data == "inside":
             report = relabel_parts(parts, *tried, target)
-        else:
-            report = link_parts(parts, None, target)
+        else:  # two files go into place as one, which the linker sees to
+            report = link_parts(parts, tried[0] if tried is not None else None, target)
         progress.done("")
     verified = tried[0] if tried is not None else None
     return BuildReport(
@@ -141,7 +144,9 @@ def _verify(
     """Link the parts, to a file beside the target that is there until `opened` is closed, and run
     them. What is shipped has another manifest, since that holds the errors that are measured."""
     require_room_for_objects(parts)
-    path = opened.enter_context(_scratch_beside(target)) / target.name
+    # In a folder of its own, since the other one is locked by its owner.
+    path = opened.enter_context(_scratch_beside(target)) / "linked" / target.name
+    path.parent.mkdir()
     progress.stage("link", 1)
     linked = link_parts(parts, None, path)
     progress.done("")

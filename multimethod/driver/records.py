@@ -83,6 +83,8 @@ def link_parts(parts: Parts, verified: Verified | None, output: Path) -> LinkRep
         shared=tuple(parts.state.shared),
         private=tuple(parts.state.private),
         files=_files(parts.spec_file),
+        data=data_name(parts.spec_file, output),
+        anew=spec.data == "separate",
     )
 
 
@@ -115,6 +117,12 @@ def _manifest(parts: Parts, verified: Verified | None) -> Manifest:
             "flows": _flows(verified),
         },
     )
+
+
+def data_name(spec_file: SpecFile, output: Path) -> str | None:
+    """The `.ptd` file beside the output that is to have the weights; None if they stay inside."""
+    data = spec_file.spec.data
+    return None if data == "inside" else f"{output.stem}.ptd" if data == "separate" else data
 
 
 def _files(spec_file: SpecFile) -> dict[str, bytes]:

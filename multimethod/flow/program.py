@@ -73,6 +73,7 @@ def load(
     mmap: bool = False,
     engine: EngineName = "auto",
     threads: Threads = None,
+    data: str | Path | None = None,
 ) -> Program:
     """Load a `.pte` program: one that mmpack made, or any other.
 
@@ -100,9 +101,13 @@ def load(
     at a time. {"npu": 1} says so for the methods of a lane; those of others get the pool. For the
     native engine; the stock one always takes the pool.
 
-    Raises FormatError if the file is no ExecuTorch program, is truncated or damaged;
+    data: the `.ptd` file that has what the program keeps outside. mmpack's own programs name
+    theirs, and it is found beside them. It is read as the program is, into memory or mapped.
+
+    Raises FormatError if the file is no ExecuTorch program, is truncated or damaged, or its
+    data are, are not there, or lack what it needs;
     ExecutionError if there is no room for the copy; CallError if there is no such engine,
     or it does not run in so many threads, or nothing is on such a lane;
     TargetError if it is "native" and cannot be built.
     """
-    return Program.load(path, mmap=mmap, engine=engine, threads=threads)
+    return Program.load(path, mmap=mmap, engine=engine, threads=threads, data=data)

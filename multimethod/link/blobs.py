@@ -16,9 +16,10 @@ from mmpack.multimethod.link.write import Piece
 
 @define
 class Blobs:
-    """`pieces[i]` are the bytes of blob `i`."""
+    """`pieces[i]` are the bytes of blob `i`, `crcs[i]` their CRC-32."""
 
     pieces: list[Piece] = field(factory=list)
+    crcs: list[int] = field(factory=list)
     _known: dict[tuple[int, int], list[int]] = field(factory=dict)
 
     def add(self, piece: Piece) -> int:
@@ -31,6 +32,7 @@ class Blobs:
             if same_bytes(self.pieces[number], piece):
                 return number
         self.pieces.append(piece)
+        self.crcs.append(crc)
         alike.append(len(self.pieces) - 1)
         return alike[-1]
 

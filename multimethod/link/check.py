@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from mmpack.multimethod.errors import FormatError
 from mmpack.multimethod.link.check_plan import PlanCheck
+from mmpack.multimethod.link.data_file import DataFile
 from mmpack.multimethod.link.extents import delegate_extents
 from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.link.integrity import check_integrity
@@ -25,15 +26,26 @@ from mmpack.multimethod.link.xnnpack_blob import BACKEND, check_xnnpack
 
 
 def open_program(
-    path: str | os.PathLike[str], *, integrity: bool = True, fd: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    integrity: bool = True,
+    fd: int | None = None,
+    data: DataFile | None = None,
 ) -> PteFile:
     """Opens a `.pte` and checks it: its checksum, if it has one, then every reference in it.
 
     integrity: False skips the checksum (which reads the whole file, at several GB/s).
     fd: a descriptor to read from; `path` is then only what messages call it.
+    data: what the program keeps outside, if that is known; closed with it.
     Raises FormatError. The caller closes the file.
     """
-    file = PteFile.open(path, fd)
+    try:
+        file = PteFile.open(path, fd)
+    except BaseException:
+        if data is not None:
+            data.close()
+        raise
+    file.data = data
     try:
         sealed = integrity and check_integrity(file)
         check_program(file, delegates=not sealed)

@@ -143,11 +143,17 @@ def nbytes(tensor: Tensor) -> int:
 
 
 def is_constant(tensor: Tensor) -> bool:
-    return tensor.allocation_info is None and tensor.data_buffer_idx > 0
+    """Whether a tensor's data lie in this file or another, where nobody may write."""
+    outside = external(tensor) or tensor.data_buffer_idx > 0
+    return tensor.allocation_info is None and outside
 
 
 def homeless(tensor: Tensor) -> bool:
     """Whether nothing says where a tensor's data are."""
+    return tensor.allocation_info is None and not is_constant(tensor)
+
+
+def external(tensor: Tensor) -> bool:
+    """Whether a tensor's data are in another file (`.ptd`)."""
     extra = tensor.extra_tensor_info
-    external = extra is not None and extra.location == Location.EXTERNAL
-    return tensor.allocation_info is None and not tensor.data_buffer_idx and not external
+    return extra is not None and extra.location == Location.EXTERNAL

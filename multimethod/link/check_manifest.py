@@ -12,9 +12,15 @@ from typing import Any
 from mmpack.multimethod.errors import FormatError
 from mmpack.multimethod.link.file import PteFile
 from mmpack.multimethod.link.files import require_files
-from mmpack.multimethod.link.manifest import MANIFEST_KEY, Manifest, MethodRecord, parse_manifest
+from mmpack.multimethod.link.manifest import (
+    MANIFEST_KEY,
+    DataRecord,
+    Manifest,
+    MethodRecord,
+    parse_manifest,
+)
 from mmpack.multimethod.link.signatures import foreign_signature
-from mmpack.multimethod.signature import Dim, Signature, ValueSpec
+from mmpack.multimethod.signature import Dim, Signature, ValueSpec, wrong_data_name
 
 _LARGEST = 256 << 20
 """Bytes of a manifest."""
@@ -33,10 +39,21 @@ def read_manifest(file: PteFile) -> Manifest | None:
     if strange:
         raise FormatError(f"{file.path}: manifest: the program has no method {strange[0]!r}")
     require_files(file, manifest)
+    if manifest.data is not None and (message := _wrong_data(manifest.data)):
+        raise FormatError(f"{file.path}: manifest: data: {message}")
     for name, record in manifest.methods.items():
         for mistake in _mistakes(record, foreign_signature(file, name)):
             raise FormatError(f"{file.path}: manifest: method {name!r}: {mistake}")
     return manifest
+
+
+def _wrong_data(data: DataRecord) -> str | None:
+    if message := wrong_data_name(data.file):
+        return message
+    for key, (size, crc) in data.keys.items():
+        if not key or size < 0 or not 0 <= crc < 1 << 32:
+            return f"{key!r} has {size} bytes of CRC-32 {crc}"
+    return None
 
 
 def _mistakes(record: MethodRecord, plan: Signature) -> Iterator[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 
-from mmpack.multimethod.link.check_calls import nbytes
+from mmpack.multimethod.link.check_calls import external, nbytes
 from mmpack.multimethod.link.file import Extent, PteFile
-from mmpack.multimethod.link.schema import DataLocation, ExecutionPlan, Location, Span, Tensor
+from mmpack.multimethod.link.schema import DataLocation, ExecutionPlan, Span, Tensor
+
+LARGEST_ALIGNMENT = 1 << 14
+"""Bytes. More than a page of the usual processors is chance."""
 
 
 def delegate_extents(file: PteFile, plan: ExecutionPlan) -> Iterator[Extent]:
@@ -48,7 +52,9 @@ def tensors(plans: Iterable[ExecutionPlan]) -> Iterator[Tensor]:
                 yield value.val
 
 
-def external(tensor: Tensor) -> bool:
-    """Whether a tensor's data are in another file (`.ptd`)."""
-    extra = tensor.extra_tensor_info
-    return extra is not None and extra.location == Location.EXTERNAL
+def alignment_of(least: int, extents: Iterable[Extent]) -> int:
+    """What all of some pieces of a file are aligned to: its author may have asked for more than
+    the `least` that there is."""
+    offsets = [extent.offset for extent in extents if extent.size]
+    common = math.gcd(LARGEST_ALIGNMENT, *offsets)
+    return max(least, common) if len(offsets) > 1 else least

@@ -18,15 +18,18 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from mmpack.multimethod.errors import FormatError
 from mmpack.multimethod.link.flatbuffer import decode
 from mmpack.multimethod.link.schema import ExecutionPlan, Program
+
+if TYPE_CHECKING:
+    from mmpack.multimethod.link.data_file import DataFile
 
 IDENTIFIER = b"ET12"
 HEADER_MAGIC = b"eh00"
@@ -51,12 +54,37 @@ class Extent:
     size: int
 
 
+class OpenFile:
+    """A file whose bytes are read on demand."""
+
+    __slots__ = ()
+    path: Path
+    _fd: int
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Exactly these bytes. Raises FormatError if the file has become shorter."""
+        parts = list(self.chunks(Extent(offset, size)))
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def chunks(self, extent: Extent) -> Iterator[bytes]:
+        """The bytes of an extent, at most CHUNK of them in memory at a time."""
+        offset, end = extent.offset, extent.offset + extent.size
+        while offset < end:
+            chunk = os.pread(self._fd, min(CHUNK, end - offset), offset)
+            if not chunk:
+                raise FormatError(f"{self.path}: ends at byte {offset}, has it been truncated?")
+            yield chunk
+            offset += len(chunk)
+
+
 @define
-class PteFile:
+class PteFile(OpenFile):
     """A program and where its segments lie. Close it, or use it as a context manager.
 
     unknown: slots of the flatbuffer that a newer ExecuTorch wrote and that mmpack cannot copy.
     program_size: bytes of header and flatbuffer.
+    data: the file beside it that holds what it keeps outside, if that is known; closed with it.
+    needs: the keys of what it needs there, as far as its manifest tells, and their bytes.
     """
 
     path: Path
@@ -66,6 +94,8 @@ class PteFile:
     program_size: int
     segments: tuple[Extent, ...]
     _fd: int = -1
+    data: DataFile | None = None
+    needs: Mapping[str, int] = field(factory=dict)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], fd: int | None = None) -> PteFile:
@@ -88,6 +118,8 @@ class PteFile:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
+        if self.data is not None:
+            self.data.close()
 
     def __enter__(self) -> PteFile:
         return self
@@ -108,27 +140,19 @@ class PteFile:
         """Keys of the named data, with their segments' indices."""
         return {n.key or "": n.segment_index for n in self.program.named_data or ()}
 
-    def read(self, offset: int, size: int) -> bytes:
-        """Exactly these bytes. Raises FormatError if the file has become shorter."""
-        parts = list(self.chunks(Extent(offset, size)))
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+    def size_of(self, key: str) -> int | None:
+        """Bytes of the named data of a key, inside or outside; None if there are none."""
+        if (segment := self.named.get(key)) is not None:
+            return self.segments[segment].size
+        extent = self.data.extents.get(key) if self.data is not None else None
+        return extent.size if extent is not None else self.needs.get(key)
 
     def segment_bytes(self, index: int) -> bytes:
         extent = self.segments[index]
         return self.read(extent.offset, extent.size)
 
-    def chunks(self, extent: Extent) -> Iterator[bytes]:
-        """The bytes of an extent, at most CHUNK of them in memory at a time."""
-        offset, end = extent.offset, extent.offset + extent.size
-        while offset < end:
-            chunk = os.pread(self._fd, min(CHUNK, end - offset), offset)
-            if not chunk:
-                raise FormatError(f"{self.path}: ends at byte {offset}, has it been truncated?")
-            yield chunk
-            offset += len(chunk)
 
-
-def open_regular(path: Path) -> int:
+def open_regular(path: Path, kind_of: str = ".pte") -> int:
     """A descriptor to read a regular file with. Raises FormatError."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe would block
@@ -138,7 +162,7 @@ def open_regular(path: Path) -> int:
     if not stat.S_ISREG(mode):
         os.close(fd)
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise FormatError(f"{path}: is {kind}, expected a .pte file")
+        raise FormatError(f"{path}: is {kind}, expected a {kind_of} file")
     return fd
 
 

@@ -78,10 +78,19 @@ class StateRecord:
 
 
 @frozen
+class DataRecord:
+    """What a program keeps outside. file: the name of a `.ptd` beside it; keys: those that it
+    needs there, each with the number of its bytes and their CRC-32."""
+
+    file: str
+    keys: dict[str, tuple[int, int]] = field(factory=dict)
+
+
+@frozen
 class Manifest:
     """flow: the spec's flows as plain data. constants: constant methods and their values. files:
     those that travel in the program (`files.py`), and their bytes. provenance: versions, hashes
-    and options of the build."""
+    and options of the build. data: what it keeps in another file, if it does."""
 
     methods: dict[str, MethodRecord] = field(factory=dict)
     state: tuple[StateRecord, ...] = ()
@@ -91,6 +100,7 @@ class Manifest:
     mmpack: str = ""
     version: int = VERSION
     files: dict[str, int] = field(factory=dict)
+    data: DataRecord | None = None
 
 
 _json = make_converter(forbid_extra_keys=True)

@@ -10,7 +10,13 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from mmpack.multimethod.link.extents import constant_extent, constant_sizes, delegate_extents
+from mmpack.multimethod.link.check_calls import external
+from mmpack.multimethod.link.extents import (
+    constant_extent,
+    constant_sizes,
+    delegate_extents,
+    tensors,
+)
 from mmpack.multimethod.link.file import Extent, PteFile
 from mmpack.multimethod.link.integrity import PREFIX
 from mmpack.multimethod.link.schema import ExecutionPlan
@@ -37,7 +43,8 @@ class Sizes:
 
     methods: per method. Which named data a method uses stands inside its delegates' data, which
     mmpack can read for XNNPACK only; named: those that no method is known to use.
-    stored: what all of these take in the file.
+    stored: what all of these take in the file, and in the one beside it that has what it keeps
+        outside (`PteFile.needs`).
     shared: what they would take on top if every method had its own copy of what it uses.
     """
 
@@ -56,19 +63,25 @@ def sizes(file: PteFile) -> Sizes:
     unused = {key: file.segments[index] for key, index in file.named.items()}
     unused = {key: extent for key, extent in unused.items() if not key.startswith(PREFIX)}
     everything = list(unused.values())
+    outside = set(file.needs)
     for plan in file.plans:
         delegates, constants = list(delegate_extents(file, plan)), _constants(file, plan)
         keys: set[str] = set()
         for delegate, extent in zip(plan.delegates or (), delegates, strict=True):
             if delegate.id == BACKEND:
                 keys |= keys_of(file, extent)
-        named = [file.segments[file.named[key]] for key in keys]
+        named = [file.segments[file.named[key]] for key in keys if key in file.named]
+        tensors_there = _outside(file, plan)
         methods[plan.name or ""] = MethodSize(
-            covered(delegates), covered(constants), covered(named)
+            covered(delegates),
+            covered(constants) + _together(file, tensors_there),
+            covered(named) + _together(file, keys & file.needs.keys()),
         )
         everything += [*delegates, *constants]
         unused = {key: extent for key, extent in unused.items() if key not in keys}
-    return Sizes(methods, covered(unused.values()), covered(everything))
+        outside -= keys | tensors_there
+    stored = covered(everything) + _together(file, file.needs)
+    return Sizes(methods, covered(unused.values()) + _together(file, outside), stored)
 
 
 def covered(extents: Iterable[Extent]) -> int:
@@ -78,6 +91,20 @@ def covered(extents: Iterable[Extent]) -> int:
         total += max(0, extent.offset + extent.size - max(end, extent.offset))
         end = max(end, extent.offset + extent.size)
     return total
+
+
+def _outside(file: PteFile, plan: ExecutionPlan) -> set[str]:
+    """The keys of constants that a plan has outside, as far as their sizes are known."""
+    extras = [t.extra_tensor_info for t in tensors([plan]) if external(t)]
+    return {e.fully_qualified_name or "" for e in extras if e} & file.needs.keys()
+
+
+def _together(file: PteFile, keys: Iterable[str]) -> int:
+    """Bytes that some keys have outside; several may stand for the same, which only the file itself
+    tells."""
+    if file.data is None:
+        return sum(file.needs[key] for key in keys)
+    return covered(file.data.extents[key] for key in keys)
 
 
 def _constants(file: PteFile, plan: ExecutionPlan) -> set[Extent]:

@@ -26,8 +26,7 @@ from typing import Literal
 from attrs import define, field, frozen
 
 from mmpack.multimethod.errors import LinkError, nearest
-from mmpack.multimethod.link.check_calls import nbytes
-from mmpack.multimethod.link.extents import external
+from mmpack.multimethod.link.check_calls import external, nbytes
 from mmpack.multimethod.link.manifest import StateRecord
 from mmpack.multimethod.link.schema import AllocationDetails, ExecutionPlan, ScalarType
 from mmpack.multimethod.link.state_find import STATE, Region, find_state, planned

@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from mmpack.multimethod.link.check_calls import VIEW, nbytes
-from mmpack.multimethod.link.extents import external
+from mmpack.multimethod.link.check_calls import VIEW, external, nbytes
 from mmpack.multimethod.link.operators import WRITTEN, arguments_of
 from mmpack.multimethod.link.schema import (
     DelegateCall,

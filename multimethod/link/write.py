@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from attrs import evolve, frozen
 
 from mmpack.multimethod.link.encode import encode
-from mmpack.multimethod.link.file import HEADER_AT, HEADER_MAGIC, HEADER_SIZE, Extent, PteFile
+from mmpack.multimethod.link.file import HEADER_AT, HEADER_MAGIC, HEADER_SIZE, Extent, OpenFile
 from mmpack.multimethod.link.integrity import INTEGRITY_KEY, TRAILER_SIZE, trailer
 from mmpack.multimethod.link.schema import DataSegment, NamedData, Program
 from mmpack.multimethod.scratch import replacing
@@ -31,7 +31,7 @@ class Later:
 class Piece:
     """Bytes in memory, an extent of an open file, or bytes that are still to be made."""
 
-    source: bytes | Later | tuple[PteFile, Extent]
+    source: bytes | Later | tuple[OpenFile, Extent]
 
     @property
     def size(self) -> int:
@@ -78,12 +78,14 @@ def write_pte(
     segments: Sequence[Segment],
     *,
     sealed: bool = True,
+    before: Callable[[], None] = lambda: None,
     lasting: bool = True,
 ) -> int:
     """Writes a program and its segments; the size of the file in bytes.
 
     program: refers to segments by their index in `segments`; its own `segments` are ignored.
     sealed: end the file with a checksum (see `integrity.py`), one more segment and named datum.
+    before: called once all is written, before it goes into place.
     lasting: wait until it is on the disk; not worth it for what can be made again.
     Raises OutputError; the output is then what it was before.
     """
@@ -108,7 +110,7 @@ def write_pte(
     pack_header(data, base, end if table else 0)
     total = base + end if table else len(data)
     with replacing(path, total, lasting=lasting) as out:
-        writer = _Stream(out)
+        writer = Stream(out)
         writer.put(bytes(data))
         for place, segment in zip(table, segments, strict=True):
             for offset, piece in segment.pieces:
@@ -119,6 +121,7 @@ def write_pte(
                     for chunk in piece.chunks():
                         writer.put(chunk)
         writer.zeros_to(total)
+        before()
     return total
 
 
@@ -134,7 +137,7 @@ def up(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-class _Stream:
+class Stream:
     """Sequential writes, their CRC-32 and their number."""
 
     def __init__(self, out: int) -> None:

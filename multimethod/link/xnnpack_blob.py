@@ -80,21 +80,19 @@ def _rooms(file: PteFile, blob: Blob) -> Sequence[int]:
     """Bytes by index of a constant; all of them are there."""
     if blob.constants is None:
         return [constant_room(buffer.storage) for buffer in blob.graph.constant_buffer or ()]
-    rooms, named, segments = [0], file.named, file.segments
+    rooms = [0]
     for number, entry in enumerate((blob.graph.constant_data or [])[1:], 1):
         if entry.named_key is None:
             end = entry.offset + entry.size
             if end > blob.constants:
                 raise FormatError(f"constant {number} ends at byte {end} of {blob.constants}")
-        elif entry.named_key not in named:
+        elif (room := file.size_of(entry.named_key)) is None:
             raise FormatError(f"constant {number}: no named data {entry.named_key!r}")
-        else:
-            room = segments[named[entry.named_key]].size
-            if room < entry.size:
-                raise FormatError(
-                    f"constant {number} needs {entry.size} bytes of named data "
-                    f"{entry.named_key!r}, which has {room}"
-                )
+        elif room < entry.size:
+            raise FormatError(
+                f"constant {number} needs {entry.size} bytes of named data "
+                f"{entry.named_key!r}, which has {room}"
+            )
         rooms.append(entry.size)
     return rooms
 

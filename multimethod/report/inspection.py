@@ -25,7 +25,9 @@ from mmpack.multimethod.link import (
     read_manifest,
     sizes,
 )
+from mmpack.multimethod.link.data_file import DataFile
 from mmpack.multimethod.link.files import FILE_PREFIX
+from mmpack.multimethod.link.outside import attach, find_data, needs
 from mmpack.multimethod.link.schema import ExecutionPlan, KernelCall
 from mmpack.multimethod.scale import EndScales
 from mmpack.multimethod.signature import Signature
@@ -61,7 +63,9 @@ class MethodView:
 class Inspection:
     """A whole program. `shared` is how many bytes more it would take without sharing; `files`
     are those that travel inside, `named` the other named data blobs, with their bytes; `checksum`
-    is "right", or None for a file without one (mmpack did not make it). Sizes in bytes."""
+    is "right", or None for a file without one (mmpack did not make it); `data`, of a program that
+    keeps weights outside, is the `file` that has them, its `size` (None if it is not there) and
+    the `keys` that the program needs. Sizes in bytes."""
 
     path: str
     size: int
@@ -75,6 +79,7 @@ class Inspection:
     flow: dict[str, Any]
     provenance: dict[str, Any]
     checksum: str | None
+    data: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, with each signature also as text, for `--json`."""
@@ -91,6 +96,7 @@ def inspect(path: str | Path) -> Inspection:
     """Look into any ExecuTorch program. Raises FormatError if it is none, or is damaged."""
     with open_program(path) as file:
         manifest = read_manifest(file)
+        data = _attached(file, manifest)
         plans = {plan.name or "": plan for plan in file.program.execution_plan or ()}
         constants = manifest.constants if manifest is not None else {}
         measured = sizes(file)
@@ -121,7 +127,21 @@ def inspect(path: str | Path) -> Inspection:
             flow=dict(manifest.flow) if manifest is not None else {},
             provenance={"mmpack": manifest.mmpack, **manifest.provenance} if manifest else {},
             checksum="right" if check_integrity(file) else None,
+            data=data,
         )
+
+
+def _attached(file: PteFile, manifest: Manifest | None) -> dict[str, Any] | None:
+    """What a program has outside. What is known without that file is shown also where it is not."""
+    if manifest is None or manifest.data is None:
+        return None
+    file.needs = needs(manifest)
+    told: dict[str, Any] = {"file": manifest.data.file, "size": None, "keys": dict(file.needs)}
+    place = find_data(file.path, manifest)
+    if place is not None:
+        attach(file, manifest, DataFile.open(place))
+        told["size"] = file.data.size if file.data is not None else None
+    return told
 
 
 def _view(
@@ -213,6 +233,10 @@ def _lines(seen: Inspection) -> list[str]:
         f"constant data {size(seen.constant_data)}, named data {size(blobs)} in "
         f"{counted(len(seen.named), 'blob')}, {size(seen.shared)} saved by sharing",
     ]
+    if seen.data is not None:
+        there = "which is not there" if seen.data["size"] is None else size(seen.data["size"])
+        lines.append(f"data in {seen.data['file']}, {there}")
+        lines += [f"  {key}: {size(count)}" for key, count in seen.data["keys"].items()]
     lines += _provenance(seen.provenance)
     lines.append(
         "the checksum is right" if seen.checksum else "no checksum: mmpack did not make this file"

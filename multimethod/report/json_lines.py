@@ -84,6 +84,8 @@ class JsonLines:
             "built",
             output=str(report.output),
             size=report.link.size,
+            data=None if report.link.data is None else str(report.link.data[0]),
+            data_size=None if report.link.data is None else report.link.data[1],
             saved=report.link.saved,
             compiled=report.compiled,
             rebound=report.rebound,

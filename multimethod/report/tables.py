@@ -15,6 +15,7 @@ from mmpack.multimethod.signature import ValueSpec
 
 if TYPE_CHECKING:
     from mmpack.multimethod.driver.records import BuildReport
+    from mmpack.multimethod.link import LinkReport
     from mmpack.multimethod.verify.checked import Checked, Verified
 
 
@@ -148,6 +149,14 @@ def checked_table(verified: Verified) -> Fitted:
     return Fitted(columns, text=["at"], spare=["at", "allowed"])
 
 
+def beside(report: LinkReport) -> str:
+    """What goes with a program's size, if its weights are in another file."""
+    if report.data is None:
+        return ""
+    path, count = report.data
+    return f"; weights in {path.name}, {size(count)}"
+
+
 def build_summary(report: BuildReport) -> str:
     """Some lines under the table."""
     total, cached = len(report.methods), len(report.methods) - report.compiled
@@ -161,7 +170,7 @@ def build_summary(report: BuildReport) -> str:
     lines = [dims] if dims else []
     lines += [
         f"{report.output}: {counted(total, 'method')} ({compiled}), {size(report.link.size)}, "
-        f"{size(report.link.saved)} saved by sharing",
+        f"{size(report.link.saved)} saved by sharing{beside(report.link)}",
     ]
     stages = ", ".join(f"{stage} {took:.1f} s" for stage, took in report.seconds.items())
     own, worker = report.memory

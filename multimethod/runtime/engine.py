@@ -68,6 +68,8 @@ class Engine(ABC):
             _living.add(self)
         self._talks = False
         self._runs: dict[str, Run] = {}
+        self._image = image  # whose bytes are there as long as it is
+        self._data = image.data.path if image.data is not None else None
         _loaded(str(image.source), lambda: self._open(own or image.path))
         self._is_open = True
 
@@ -121,7 +123,8 @@ class Engine(ABC):
 
     @abstractmethod
     def _open(self, program: Path | bytes) -> None:
-        """Load the program itself. ExecuTorch's failures are RuntimeErrors, here and below."""
+        """Load the program itself, and the file at `_data`, which has what it keeps outside, if it
+        does. ExecuTorch's failures are RuntimeErrors, here and below."""
 
     @abstractmethod
     def _load(self, name: str) -> Run: ...

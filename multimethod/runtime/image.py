@@ -40,11 +40,15 @@ class Image:
     its name.
     on_disk: they are a copy in the folder for temporary files, which takes memory only where that
     folder is kept in memory.
+    data: of a program, what it keeps outside.
     """
 
-    def __init__(self, source: Path, *, mmap: bool = False, on_disk: bool = False) -> None:
+    def __init__(
+        self, source: Path, *, mmap: bool = False, on_disk: bool = False, kind: str = ".pte"
+    ) -> None:
         self.source = source
-        self.fd = open_regular(source)
+        self.data: Image | None = None
+        self.fd = open_regular(source, kind)
         if on_disk:
             self.fd = _copied(self.fd, source, sealed=False, otherwise=ON_DISK)
         elif not mmap:

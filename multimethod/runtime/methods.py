@@ -15,7 +15,9 @@ from typing import Any, Self
 
 from mmpack.multimethod.errors import CallError, nearest
 from mmpack.multimethod.link import Manifest, open_program, read_manifest
+from mmpack.multimethod.link.data_file import DataFile
 from mmpack.multimethod.link.files import file_extents
+from mmpack.multimethod.link.outside import attach, place_of
 from mmpack.multimethod.runtime.contexts import Contexts, read_contexts
 from mmpack.multimethod.runtime.engine import Engine, Run, loadable
 from mmpack.multimethod.runtime.engines import EngineName, Threads, choose
@@ -69,13 +71,23 @@ class Methods:
         on_disk: bool = False,
         engine: EngineName = "auto",
         threads: Threads = None,
+        data: str | Path | None = None,
     ) -> Self:
         """Load any ExecuTorch program; `flow.program.load` says all about it, `Image` what
         `on_disk` does."""
         runs = choose(engine, threads)
         image = Image(Path(path), mmap=mmap, on_disk=on_disk)
-        with open_program(image.source, fd=image.fd) as file:
+
+        def opened(place: Path) -> DataFile:
+            image.data = Image(place, mmap=mmap, on_disk=on_disk, kind=".ptd")
+            return DataFile.open(place, image.data.fd)
+
+        given = opened(Path(data)) if data is not None else None
+        with open_program(image.source, fd=image.fd, data=given) as file:
             manifest = read_manifest(file)
+            if given is None and (place := place_of(image.source, manifest)) is not None:
+                given = opened(place)
+            attach(file, manifest, given)
             facts = read_facts(file, manifest)
             contexts = read_contexts(file)
             files = Files(image, file_extents(file))

@@ -26,7 +26,7 @@ class StockEngine(Engine):
 
     def _open(self, program: Path | bytes) -> None:
         self._methods = {}
-        self._program = runtime().load_program(program)
+        self._program = runtime().load_program(program, data_path=self._data)
 
     def _load(self, name: str) -> Run:
         method = self._methods[name] = self._program.load_method(name)

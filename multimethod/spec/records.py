@@ -168,7 +168,10 @@ class Spec:
     whole model: `file.py:callable` that returns it, or name -> InputSpec for random values.
     `calibration` is `file.py:callable` too: it yields inputs of the model (or of the methods that
     flows name as their reference), from which quantized methods get the ranges of their values.
-    `files` travel inside the program: name there -> path (relative to the spec)."""
+    `files` travel inside the program: name there -> path (relative to the spec).
+    `data` says where weights lie: "inside" the program, or in a `.ptd` file beside it, which is
+    "separate" (called as the program is, and the program's own) or has this name (and may serve
+    several programs)."""
 
     mmpack: int
     model: ModelSpec
@@ -181,3 +184,4 @@ class Spec:
     flow: dict[str, FlowSpec] = field(factory=dict)
     constants: dict[str, int | float | bool | str] = field(factory=dict)
     files: dict[str, str] = field(factory=dict)
+    data: str = "inside"

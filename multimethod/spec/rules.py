@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmpack.multimethod.errors import ModelError
+from mmpack.multimethod.errors import ModelError, nearest
 from mmpack.multimethod.huggingface.folder import CONFIG, missing_package, read_folder
-from mmpack.multimethod.signature import Dim, wrong_file_name
+from mmpack.multimethod.signature import Dim, wrong_data_name, wrong_file_name
 from mmpack.multimethod.spec.flow_rules import check_flows
 from mmpack.multimethod.spec.input_rules import LARGEST, check_inputs
 from mmpack.multimethod.spec.method_rules import check_methods
@@ -28,6 +28,9 @@ from mmpack.multimethod.spec.structure import structure
 
 VERSION = 1
 """The version of the spec's own format: what `mmpack:` at its top says."""
+
+PLACES = ("inside", "separate")
+"""What `data` may be, other than the name of a file."""
 
 _LANE = re.compile(r"[\w.-]+")
 
@@ -46,6 +49,7 @@ def check(
     yield from _state(draft)
     yield from _constants(draft)
     yield from _files(draft, folder)
+    yield from _data(draft)
     yield from check_flows(draft)
 
 
@@ -177,6 +181,13 @@ def _constants(draft: Draft) -> Findings:
             yield Finding(keys, f"{value} does not fit into an int64")
         if type(value) is float and not math.isfinite(value):
             yield Finding(keys, f"expected a finite number, got {value}")
+
+
+def _data(draft: Draft) -> Findings:
+    data = draft.spec.data
+    if data not in PLACES and wrong_data_name(data) is not None:
+        message = f"expected inside, separate or a plain name that ends in .ptd; got {data!r}"
+        yield Finding(("data",), message + nearest(data, PLACES))
 
 
 def _files(draft: Draft, folder: Path) -> Findings:

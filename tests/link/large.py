@@ -76,14 +76,14 @@ from mmpack.multimethod.link import link
 def peak():  # not ru_maxrss, which starts at what the parent had
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
 before, started = peak(), time.perf_counter()
-link(sys.argv[2:], sys.argv[1])
+link(sys.argv[3:], sys.argv[1], data=sys.argv[2] or None)
 print(json.dumps([peak() - before, time.perf_counter() - started]))
 """
 
 
-def link_in_child(output: Path, *inputs: Path) -> Took:
+def link_in_child(output: Path, *inputs: Path, data: str = "") -> Took:
     child = subprocess.run(
-        [sys.executable, "-c", CHILD, str(output), *map(str, inputs)],
+        [sys.executable, "-c", CHILD, str(output), data, *map(str, inputs)],
         check=True,
         capture_output=True,
         text=True,

@@ -52,10 +52,11 @@ class NativeEngine(Engine):
         self._methods = {}
         self._bytes = program  # which the extension refers to, if it is them
         programs = self._extension.Program
+        data = "" if self._data is None else str(self._data)
         if isinstance(program, bytes):
-            self._program = programs.from_bytes(program)
+            self._program = programs.from_bytes(program, data)
         else:
-            self._program = programs.from_file(str(program))
+            self._program = programs.from_file(str(program), data)
 
     def _load(self, name: str) -> Run:
         shared = [self._locks[self._groups[name]]] if name in self._groups else []

@@ -39,6 +39,18 @@ std::string told(const char* format, const char* subject, Error error) {
   return text.data();
 }
 
+std::unique_ptr<runtime::DataLoader> mapped(const std::string& path) {
+  auto loader = MmapDataLoader::from(
+      path.c_str(), MmapDataLoader::MlockConfig::UseMlockIgnoreErrors);
+  if (!loader.ok()) {
+    throw Failure(told(
+        "Failed to create MmapDataLoader from file %s, error: 0x:%" PRIx32,
+        path.c_str(),
+        loader.error()));
+  }
+  return std::make_unique<MmapDataLoader>(std::move(loader.get()));
+}
+
 /// Strides, in elements, of sizes whose axes lie in memory in some order.
 template <typename Sizes, typename Order, typename Strides>
 void fill_strides(const Sizes& sizes, const Order& order, size_t axes, Strides& strides) {
@@ -86,23 +98,23 @@ Arena::~Arena() {
 Arena::Arena(Arena&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
 
-Program::Program(const std::string& path) {
-  auto loader = MmapDataLoader::from(
-      path.c_str(), MmapDataLoader::MlockConfig::UseMlockIgnoreErrors);
-  if (!loader.ok()) {
-    throw Failure(told(
-        "Failed to create MmapDataLoader from file %s, error: 0x:%" PRIx32,
-        path.c_str(),
-        loader.error()));
+Program::Program(const std::string& path, const std::string& outside) {
+  open(mapped(path), outside);
+}
+
+Program::Program(const void* data, size_t size, const std::string& outside) {
+  open(std::make_unique<BufferDataLoader>(data, size), outside);
+}
+
+void Program::open(std::unique_ptr<runtime::DataLoader> loader, const std::string& outside) {
+  if (!outside.empty()) {
+    outside_loader_ = mapped(outside);
+    auto data = executorch::extension::FlatTensorDataMap::load(outside_loader_.get());
+    if (!data.ok()) {
+      throw Failure(told("Failed to load %s, error: 0x:%" PRIx32, "data map", data.error()));
+    }
+    outside_.emplace(std::move(data.get()));
   }
-  open(std::make_unique<MmapDataLoader>(std::move(loader.get())));
-}
-
-Program::Program(const void* data, size_t size) {
-  open(std::make_unique<BufferDataLoader>(data, size));
-}
-
-void Program::open(std::unique_ptr<runtime::DataLoader> loader) {
   loader_ = std::move(loader);
   auto loaded = runtime::Program::load(loader_.get());
   if (!loaded.ok()) {
@@ -185,7 +197,11 @@ Method::Method(
     alone.emplace();
   }
   auto loaded = program_->program_->load_method(
-      name.c_str(), &*manager_, nullptr, nullptr, &backends);
+      name.c_str(),
+      &*manager_,
+      nullptr,
+      program_->outside_ ? &*program_->outside_ : nullptr,
+      &backends);
   if (!loaded.ok()) {
     throw Failure(told(
         "Failed to load method %s, error: 0x:%" PRIx32, name.c_str(), loaded.error()));

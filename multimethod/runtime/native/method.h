@@ -1,6 +1,7 @@
 // A program's methods as ExecuTorch runs them, each with memory of its own and a lock.
 #pragma once
 
+#include <executorch/extension/flat_tensor/flat_tensor_data_map.h>
 #include <executorch/extension/memory_allocator/malloc_memory_allocator.h>
 #include <executorch/runtime/core/hierarchical_allocator.h>
 #include <executorch/runtime/executor/program.h>
@@ -49,14 +50,21 @@ class Arena {
 class Program {
  public:
   /// From a file, which is mapped and may lose its name.
-  explicit Program(const std::string& path);
+  ///
+  /// outside: a .ptd file of what the program keeps there, which is mapped too; empty if there is
+  /// none.
+  Program(const std::string& path, const std::string& outside);
   /// From bytes that outlive it.
-  Program(const void* data, size_t size);
+  Program(const void* data, size_t size, const std::string& outside);
 
  private:
   friend class Method;
-  void open(std::unique_ptr<executorch::runtime::DataLoader> loader);
+  void open(
+      std::unique_ptr<executorch::runtime::DataLoader> loader, const std::string& outside);
 
+  // In the order in which they depend on each other.
+  std::unique_ptr<executorch::runtime::DataLoader> outside_loader_;
+  std::optional<executorch::extension::FlatTensorDataMap> outside_;
   std::unique_ptr<executorch::runtime::DataLoader> loader_;
   std::optional<executorch::runtime::Program> program_;
   std::vector<Arena> state_;

@@ -190,19 +190,23 @@ PYBIND11_MODULE(mmpack_native, module) {
       // Told apart by name: pybind11 takes bytes for text.
       .def_static(
           "from_file",
-          [](const std::string& path) { return std::make_shared<Program>(path); },
-          py::arg("path"))
+          [](const std::string& path, const std::string& outside) {
+            return std::make_shared<Program>(path, outside);
+          },
+          py::arg("path"),
+          py::arg("outside"))
       .def_static(
           "from_bytes",
-          [](const py::bytes& data) {
+          [](const py::bytes& data, const std::string& outside) {
             char* start = nullptr;
             Py_ssize_t size = 0;
             if (PyBytes_AsStringAndSize(data.ptr(), &start, &size) != 0) {
               throw py::error_already_set();
             }
-            return std::make_shared<Program>(start, static_cast<size_t>(size));
+            return std::make_shared<Program>(start, static_cast<size_t>(size), outside);
           },
-          py::arg("data"));
+          py::arg("data"),
+          py::arg("outside"));
 
   py::class_<Method, std::shared_ptr<Method>>(module, "Method")
       .def(
