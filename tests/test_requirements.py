@@ -22,6 +22,9 @@ COMMANDS = {"pytest-benchmark", "pytest-xdist", "mmpack"}
 """Listed for what they do to a command, whether or not something imports them; our own other
 extras."""
 
+PEERS = {"gguf", "llama_cpp"}
+"""What `bench/peers` compares mmpack with: installed, and compiled, by whoever runs that."""
+
 
 def python_files(name: str) -> list[Path]:
     path = ROOT / name
@@ -93,6 +96,9 @@ def test_every_import_of_the_tests_is_installed() -> None:
     test |= listed("options.extras_require", "hf") | listed("options.extras_require", "cluster")
     modules = third_party("tests")
     assert {"pytest", "hypothesis"} <= modules.keys()
+    assert modules.keys() >= PEERS
+    for peer in PEERS:
+        del modules[peer]
     assert unlisted(modules, test | listed("options", "install_requires")) == []
 
 

@@ -22,8 +22,9 @@ HALF = torch.arange(5, dtype=torch.bfloat16)
 
 def by_hand(tensor: torch.Tensor) -> str:
     """The hash of a content, from its definition."""
-    head = f"{tensor.dtype}[{tensor.numel()}]".encode()
-    return hashlib.sha256(head + tensor.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    data = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    text = f"{tensor.dtype}[{tensor.numel()}]{hashlib.sha256(data).hexdigest()}"
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_what_is_written_is_a_safetensors_file_by_hash(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_inspect_shows_what_is_on_the_npu(npu: Project) -> None:
     assert seen.methods["split"].left == {"aten::erf.out": 1}
     assert seen.methods["mlp"].target == "npu" and seen.methods["older"].target == "older"
     text = str(seen)
-    assert "  target npu, fp16, 2 × QnnBackend\n  on the CPU: aten::erf.out\n" in text
+    assert "  target npu, lane npu, fp16, 2 × QnnBackend\n  on the CPU: aten::erf.out\n" in text
 
 
 def test_the_manifest_says_how_it_was_compiled(npu: Project) -> None:
