@@ -534,7 +534,7 @@ def prune_cache(cache: Path | None, max_size: str) -> None:
 @click.option(
     "--build-engine",
     is_flag=True,
-    help="Compile the native engine first, which otherwise its first use does, about 10 s.",
+    help="Compile the native engine first, which otherwise its first use does, about 15 s.",
 )
 def doctor(build_engine: bool) -> None:
     """Show what this machine can build and run, and what would change a "no".

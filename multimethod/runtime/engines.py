@@ -65,7 +65,7 @@ def _automatic() -> type[Engine]:
 
 
 def _made() -> None:
-    build.extension(build.build(lambda: say("building the native engine, about 10 s, once")))
+    build.extension(build.build(lambda: say("building the native engine, about 15 s, once")))
 
 
 def _tell(reason: str) -> None:

@@ -64,7 +64,7 @@ def failed() -> Path | None:
 
 
 def build(say: Callable[[], None] = lambda: None) -> Path:
-    """The extension, compiled now if it is not there, which takes some ten seconds.
+    """The extension, compiled now if it is not there, which takes some fifteen seconds.
 
     say: called before that. Raises TargetError if there is no compiler, or it fails; its log is
     named then.

@@ -73,7 +73,7 @@ def test_a_compiler_that_fails_is_not_asked_again_unless_the_engine_is(
     once = starts(tmp_path)
     out, err = capfd.readouterr()
     building, lost = err.splitlines()
-    assert building == "mmpack: building the native engine, about 10 s, once"
+    assert building == "mmpack: building the native engine, about 15 s, once"
     assert lost.startswith("mmpack: the native engine does not compile with ")
     (log,) = (tmp_path / "cache" / "native").glob("*.log")
     assert f"its log: {log}; until then" in lost and out == ""
