@@ -92,7 +92,7 @@ def load(
 
     engine: what runs the methods. "stock" is ExecuTorch's own Python runtime: one method at a time.
     "native" runs different methods at the same time, each called by one thread at once, and costs
-    less per call; it is compiled at its first use, which takes some fifteen seconds and a C++ compiler
+    less per call; it is compiled at its first use, which takes some 15 s and a C++ compiler
     (`mmpack doctor --build-engine` does it ahead). "auto" is the native one where it can be had, or
     else the stock one, with a line on stderr. Results and errors are the same.
 
