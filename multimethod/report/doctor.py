@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from attrs import evolve, frozen
 
 from mmpack.multimethod.driver.proof import Proof, prove
+from mmpack.multimethod.stock_runtime import stock_runtime
 from mmpack.multimethod.targets import BACKENDS, Availability, Backend
 from mmpack.multimethod.versions import SUPPORTED, installed, is_supported, requirement
 
@@ -139,10 +140,10 @@ def _reinstall(module: str) -> str:
 
 def _registered() -> tuple[str, ...]:
     try:
-        from executorch.runtime import Runtime
+        runtime = stock_runtime()
     except ImportError:
         return ()
-    return tuple(sorted(Runtime.get().backend_registry.registered_backend_names))
+    return tuple(sorted(runtime.backend_registry.registered_backend_names))
 
 
 def _kernels() -> dict[str, bool]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from mmpack.multimethod.errors import ExecutionError
@@ -26,10 +26,12 @@ from mmpack.multimethod.runtime.failures import with_names
 from mmpack.multimethod.runtime.graph import Call, Graph
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.kernels import require_kernels, without_kernel
+from mmpack.multimethod.stock_runtime import binding, stock_runtime
 from mmpack.multimethod.targets import BACKENDS, Backend
 
 with caught():  # its imports make remarks
-    from executorch.extension.pybindings.portable_lib import _threadpool_get_thread_count
+    binding()
+if TYPE_CHECKING:
     from executorch.runtime import Runtime
 
 Run = Callable[..., list[Any]]
@@ -79,7 +81,7 @@ class Engine(ABC):
         backends = self._facts[name].backends
         missing = missing_backends(backends)
         if missing:
-            known = ", ".join(sorted(Runtime.get().backend_registry.registered_backend_names))
+            known = ", ".join(sorted(stock_runtime().backend_registry.registered_backend_names))
             raise ExecutionError(
                 f"{name}: this runtime has no {' and no '.join(missing)} (it has: {known}); "
                 "`mmpack doctor` says what would change that"
@@ -153,7 +155,7 @@ def _release_all() -> None:
 
 def missing_backends(backends: Sequence[str]) -> list[str]:
     """Those of some backends that are not in this process."""
-    registry = Runtime.get().backend_registry
+    registry = stock_runtime().backend_registry
     return [name for name in backends if not registry.is_available(name)]
 
 
@@ -174,8 +176,8 @@ def external(backends: Sequence[str]) -> list[type[Backend]]:
 def runtime() -> Runtime:
     """The stock runtime, with its thread pool made. Whatever made that later, in the middle of
     some call, would have it tell the terminal about the CPU."""
-    _threadpool_get_thread_count()
-    return Runtime.get()
+    binding()._threadpool_get_thread_count()
+    return stock_runtime()
 
 
 def _count_loaded(backend: type[Backend]) -> int:

@@ -1,23 +1,28 @@
-"""Kernels that the stock Python runtime has only once a module of ExecuTorch's has been imported.
+"""Kernels that the stock Python runtime has only once a library of ExecuTorch's has been loaded.
 
-They come with the executorch wheel, in libraries of their own. A program that calls none of them
-should not pay for the import (which takes up to some seconds), so it is done for the first method
-that does.
+They come with the executorch wheel, in libraries of their own, which a program that calls none of
+them should not pay for: so one is loaded for the first method that does. The Python modules beside
+them load them too, but the one of `llama` imports a compiler of torch's, which takes 2 s.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
 
 from mmpack.multimethod.errors import ExecutionError
+from mmpack.multimethod.stock_runtime import binding
 from mmpack.multimethod.versions import requirement
 
-MODULES = {
-    "llama": "executorch.extension.llm.custom_ops.custom_ops",
-    "quantized_decomposed": "executorch.kernels.quantized",
+LIBRARIES = {
+    "llama": ("executorch.extension.llm.custom_ops", "*custom_ops_aot_lib.*"),
+    "quantized_decomposed": ("executorch.kernels.quantized", "*quantized_ops_aot_lib.*"),
 }
-"""Namespace of operators -> the module whose import registers their kernels."""
+"""Namespace of operators -> the package in whose folder the library with their kernels is, and
+what it is called. It registers the operators with torch, too."""
 
 _EXAMPLES = {
     "llama": "llama::custom_sdpa.out",
@@ -27,21 +32,21 @@ _EXAMPLES = {
 
 
 def has_kernels() -> dict[str, bool]:
-    """Whether importing the module of each namespace of `MODULES` brings it kernels. Takes as long
-    as importing them all."""
+    """Whether the library of each namespace of `LIBRARIES` brings it kernels. Loads them all."""
     return {name: not without_kernel([operator]) for name, operator in _EXAMPLES.items()}
 
 
 def without_kernel(operators: Iterable[str]) -> list[str]:
-    """Those of some operators of `MODULES`, as in "llama::custom_sdpa.out", that this process still
-    has no kernel for after their modules have been imported."""
-    wanted = [name for name in operators if name.partition("::")[0] in MODULES]
+    """Those of some operators of `LIBRARIES`, as in "llama::custom_sdpa.out", that this process
+    still has no kernel for after their libraries have been loaded."""
+    wanted = [name for name in operators if name.partition("::")[0] in LIBRARIES]
     missing = _missing(wanted)
     for namespace in dict.fromkeys(name.partition("::")[0] for name in missing):
-        try:
-            importlib.import_module(MODULES[namespace])
-        except (ImportError, OSError, AssertionError):
-            continue  # then a kernel is still missing
+        for library in _libraries(*LIBRARIES[namespace]):
+            try:
+                torch.ops.load_library(library)  # type: ignore[no-untyped-call]
+            except OSError:
+                continue  # then a kernel is still missing
     return _missing(missing)
 
 
@@ -52,15 +57,22 @@ def require_kernels(method: str, operators: Iterable[str]) -> None:
     """
     if missing := without_kernel(operators):
         raise ExecutionError(
-            f"{method}: this executorch has no kernel for {', '.join(missing)}, which importing "
-            f"{MODULES[missing[0].partition('::')[0]]} should bring; "
+            f"{method}: this executorch has no kernel for {', '.join(missing)}, which "
+            f"{LIBRARIES[missing[0].partition('::')[0]][1]} in it should bring; "
             f"pip install --force-reinstall --no-deps '{requirement('executorch')}'"
         )
 
 
 def _missing(operators: Iterable[str]) -> list[str]:
-    # Here, since importing it makes remarks.
-    from executorch.extension.pybindings.portable_lib import _get_operator_names
-
-    registered = set(_get_operator_names())
+    registered = set(binding()._get_operator_names())
     return [name for name in operators if name not in registered]
+
+
+def _libraries(package: str, pattern: str) -> list[Path]:
+    """Those of a package, which is not imported."""
+    try:
+        found = find_spec(package)
+    except ImportError:  # of a package that it is in
+        found = None
+    folders = (found.submodule_search_locations if found is not None else None) or ()
+    return [path for folder in folders for path in sorted(Path(folder).glob(pattern))]

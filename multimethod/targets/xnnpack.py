@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import field, frozen
 
+from mmpack.multimethod.stock_runtime import stock_runtime
 from mmpack.multimethod.targets.base import Availability, Backend, in_blocks
 from mmpack.multimethod.targets.xnnpack_gelu import write_out_tanh_gelu
 from mmpack.multimethod.versions import requirement
@@ -41,9 +42,7 @@ class Xnnpack(Backend):
 
     @classmethod
     def available(cls) -> Availability:
-        from executorch.runtime import Runtime
-
-        runs = Runtime.get().backend_registry.is_available("XnnpackBackend")
+        runs = stock_runtime().backend_registry.is_available("XnnpackBackend")
         if runs:
             return Availability(builds=True, runs=True, detail="XnnpackBackend is registered")
         return Availability(
