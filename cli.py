@@ -19,6 +19,7 @@ import click
 
 from mmpack.multimethod import option_text
 from mmpack.multimethod.errors import MmpackError, OutputError, counted
+from mmpack.multimethod.memory import collect_seldom
 from mmpack.multimethod.report.quiet import quiet_libraries
 
 SPEC = click.argument("spec", type=click.Path(dir_okay=False, path_type=Path))
@@ -56,6 +57,7 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         quiet_libraries()
+        collect_seldom()
         try:
             return super().invoke(ctx)
         except MmpackError as error:

@@ -7,6 +7,7 @@ half of what is available may go to them. What is done with can be given back.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import gc
 import math
@@ -77,6 +78,14 @@ def give_back() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library than glibc
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def collect_seldom() -> None:
+    """Look for what only refers to itself less often, for the rest of this process, and not at its
+    end. What torch and a compiler import are a million objects that stay, and looking at all of
+    them over and over took a build up to a fifth of its time."""
+    gc.set_threshold(50_000, 20, 50)
+    atexit.register(gc.freeze)
 
 
 def keep_no_blocks() -> None:
