@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -46,6 +46,8 @@ HUGE = 1e4
 the numbers that matter would hide any error in these. They are held to their own magnitude."""
 SMALLEST_SCALE = 1e-3
 """The scale of an output is at least this, so that noise around zero is not an error."""
+BLOCK = 1 << 17
+"""Elements that are compared at a time."""
 
 
 def difference(expected: torch.Tensor, got: torch.Tensor) -> float:
@@ -61,28 +63,47 @@ def difference(expected: torch.Tensor, got: torch.Tensor) -> float:
         return 0.0
     if not expected.dtype.is_floating_point:
         return 0.0 if torch.equal(expected, got) else float("inf")
-    e, g = expected.reshape(-1).double(), got.reshape(-1).double()
-    size, apart = e.abs(), (e - g).abs_()
-    largest = float(size.max())
-    if math.isfinite(largest) and math.isfinite(float(apart.max())):
-        return _largest(e, size, apart, largest)
-    odd = ~torch.isfinite(expected)
-    same = torch.equal(odd, ~torch.isfinite(got)) and torch.equal(
-        torch.nan_to_num(expected[odd]), torch.nan_to_num(got[odd])
-    )
-    if not same or bool(odd.all()):
+    squares, usual, finite = 0.0, 0, 0
+    for e, g in _blocks(expected, got):
+        if e.numel() == 0:
+            continue
+        if not math.isfinite(float((e - g).abs_().max())):
+            return float("inf")
+        counted = e if float(e.abs().max()) < HUGE else e[e.abs() < HUGE]
+        squares += float(counted.square().sum())
+        usual += counted.numel()
+        finite += e.numel()
+    if not finite or not _same_oddities(expected, got):
         return float("inf")
-    e, g = expected[~odd].double(), got[~odd].double()
-    size = e.abs()
-    return _largest(e, size, (e - g).abs_(), float(size.max()))
+    scale = max(math.sqrt(squares / usual), SMALLEST_SCALE) if usual else HUGE
+    return max(
+        float((e - g).abs_().div_(e.abs().clamp_(min=scale)).max())
+        for e, g in _blocks(expected, got)
+        if e.numel()
+    )
 
 
-def _largest(e: torch.Tensor, size: torch.Tensor, apart: torch.Tensor, largest: float) -> float:
-    """The largest relative error. e: what is expected, all finite; size: its magnitude, of which
-    `largest` is the largest; apart: how far it is from what was got."""
-    usual = e if largest < HUGE else e[size < HUGE]
-    scale = max(float(usual.square().mean().sqrt()), SMALLEST_SCALE) if usual.numel() else HUGE
-    return float(apart.div_(size.clamp_(min=scale)).max())
+def _blocks(
+    expected: torch.Tensor, got: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The elements where finite ones are expected, in double precision, some at a time: what stays
+    in the processor's cache is compared twice as fast."""
+    pairs = zip(*(torch.split(t.reshape(-1), BLOCK) for t in (expected, got)), strict=True)
+    for e, g in pairs:
+        finite = torch.isfinite(e)
+        yield chosen(e, finite).double(), chosen(g, finite).double()
+
+
+def _same_oddities(expected: torch.Tensor, got: torch.Tensor) -> bool:
+    """Whether NaN and infinities are where they are expected; where finite numbers are expected,
+    finite ones are known to be."""
+    odd = ~torch.isfinite(expected)
+    if not bool(odd.any()):
+        return True
+    e, g = expected[odd], got[odd]
+    return not bool(torch.isfinite(g).any()) and torch.equal(
+        torch.nan_to_num(e), torch.nan_to_num(g)
+    )
 
 
 def chosen(tensor: torch.Tensor, which: torch.Tensor) -> torch.Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mmpack.multimethod.signature import Dim
+from mmpack.multimethod.verify import compare
 from mmpack.multimethod.verify.compare import combinations, difference
 
 INF, NAN = float("inf"), float("nan")
@@ -103,3 +105,23 @@ def test_two_dims_meet_in_one_size_where_they_can() -> None:
     assert any(s["a"] == s["b"] for s in found)
     apart = combinations(dims(a=Dim("a", 2, 20), b=Dim("b", 21, 64)))
     assert len(apart) == 9
+
+
+@pytest.mark.parametrize("block", [1, 7, 1 << 17])
+@pytest.mark.parametrize("odd", [(), (float("inf"),), (float("nan"), -1e9)])
+def test_difference_of_what_is_compared_in_blocks(
+    monkeypatch: pytest.MonkeyPatch, block: int, odd: tuple[float, ...]
+) -> None:
+    """Against the definition, written down with numpy for all elements at once."""
+    monkeypatch.setattr(compare, "BLOCK", block)
+    right = torch.randn(3, 11, generator=torch.Generator().manual_seed(0))
+    right.view(-1)[4 : 4 + len(odd)] = torch.tensor(odd)
+    wrong = right * (1 + 1e-3 * torch.rand(3, 11, generator=torch.Generator().manual_seed(1)))
+    e, g = (t.double().numpy().reshape(-1) for t in (right, wrong))
+    finite = np.isfinite(e)
+    e, g = e[finite], g[finite]
+    scale = np.sqrt(np.mean(e[np.abs(e) < 1e4] ** 2))
+    expected = np.max(np.abs(e - g) / np.maximum(np.abs(e), scale))
+    assert difference(right, wrong) == pytest.approx(expected, rel=1e-12)
+    wrong.view(-1)[-1] = float("nan")
+    assert difference(right, wrong) == INF
