@@ -91,6 +91,15 @@ def both_engines(
     return name
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_spare_worker() -> Iterator[None]:
+    """Builds in this process mostly lower in it too, so none begins a worker for nothing."""
+    from mmpack.multimethod.driver import build
+
+    with patch.object(build, "cores", lambda: 1):
+        yield
+
+
 @pytest.fixture(scope="session")
 def toy_spec() -> Path:
     """The spec of `toy`."""

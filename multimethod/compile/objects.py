@@ -130,6 +130,8 @@ class Compiler:
             if name not in self._fresh and (found := self._store.object(key)) is not None:
                 objects[name] = found
         missing = {name: unit for name, unit in self._units.items() if name not in objects}
+        if not missing and means.spare is not None:
+            means.spare.dismiss()
         before = earlier(self._store) if missing else {}
         for name in self._why:
             self._progress.explain(name, self._reasons(name, keys, parts, missing, before))
@@ -165,7 +167,13 @@ class Compiler:
             if means.cluster is not None:
                 return means.cluster.run_jobs(work, overview.started, finished)
             return run_jobs(
-                work, means.jobs, overview.started, finished, fits=overview.fits, tick=overview.tick
+                work,
+                means.jobs,
+                overview.started,
+                finished,
+                fits=overview.fits,
+                tick=overview.tick,
+                spare=means.spare,
             )
 
         for name in objects:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from mmpack.multimethod.compile.process import Answer, Job, Worker
+from mmpack.multimethod.compile.spare import Spare
 
 Running = Sequence[tuple[Job, int]]
 """Jobs at work, each with its worker's process id; 0 for one whose worker is about to start."""
@@ -27,6 +28,7 @@ def run_jobs(
     *,
     fits: Callable[[Job, Running], bool] = lambda job, running: True,
     tick: Callable[[Sequence[int]], None] = lambda pids: None,
+    spare: Spare | None = None,
 ) -> list[Answer]:
     """Run all jobs on `workers` processes and return the answers in the order of the jobs.
 
@@ -34,10 +36,10 @@ def run_jobs(
     failed job stops none of the others; an exception in one of the four, or Ctrl-C, stops all.
 
     fits: is asked before a job starts beside others; alone, each may. tick: is told all workers'
-    process ids, twice a second.
+    process ids, twice a second. spare: is taken before another worker is begun.
     """
     workers = max(1, min(workers, len(jobs)))
-    pool = _Pool(jobs, max(1, _cores() // workers), started, finished, fits)
+    pool = _Pool(jobs, max(1, cores() // workers), started, finished, fits, spare)
     threads = [threading.Thread(target=pool.serve, daemon=True) for _ in range(workers)]
     try:
         for thread in threads:
@@ -71,6 +73,7 @@ class _Pool:
         started: Callable[[Job], None],
         finished: Callable[[Answer], None],
         fits: Callable[[Job, Running], bool],
+        spare: Spare | None,
     ) -> None:
         self.answers: dict[str, Answer] = {}
         self.broken: list[BaseException] = []
@@ -78,6 +81,7 @@ class _Pool:
         self._started = started
         self._finished = finished
         self._fits = fits
+        self._spare = spare
         # Jobs that want the same environment follow each other, since a worker has but one.
         self._queue = sorted(jobs, key=lambda job: sorted(job.environment.items()))
         self._lock = threading.Lock()
@@ -107,7 +111,7 @@ class _Pool:
                     if self._stopped:
                         return
                     if worker is None:
-                        worker = Worker(job.log, job.environment)
+                        worker = self._begin(job)
                         self._living.add(worker)
                     self._running[job.method] = (job, worker.pid)
                     self._started(job)
@@ -129,6 +133,14 @@ class _Pool:
         finally:
             if worker is not None:
                 self._close(worker)
+
+    def _begin(self, job: Job) -> Worker:
+        """The spare, if it will do; else it is in the way of others' memory."""
+        if self._spare is not None:
+            if (taken := self._spare.take(job.environment)) is not None:
+                return taken
+            self._spare.dismiss()
+        return Worker(job.log, job.environment)
 
     def tell(self, tick: Callable[[Sequence[int]], None]) -> None:
         with self._lock:
@@ -163,7 +175,7 @@ class _Pool:
         worker.close()
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

@@ -61,6 +61,7 @@ class Worker:
 
     def __init__(self, log: Path, environment: Mapping[str, str]) -> None:
         self.environment = environment
+        self._early = log
         self._warm = False
         with open(log, "ab") as early:
             self._process = subprocess.Popen(
@@ -101,6 +102,7 @@ class Worker:
         except (OSError, ValueError):  # a broken pipe, or half an answer
             self.kill()
             code = self._process.wait()
+            self._tell_early(job)
             died = f"{job.method}: the compiler process died ({_how(code)})"
             return Answer(job, {}, f"{died}\n  log: {job.log}")
         error = figures.pop("error", None)
@@ -110,6 +112,12 @@ class Worker:
         seconds = time.monotonic() - began if self._warm else None
         self._warm = True
         return Answer(job, figures, told, unwritten, memory, own_memory, seconds)
+
+    def _tell_early(self, job: Job) -> None:
+        """Put what it printed before its first job, which killed it, where that is looked for."""
+        if not self._warm and self._early != job.log:
+            with suppress(OSError), open(job.log, "ab") as log:
+                log.write(self._early.read_bytes())
 
     def kill(self) -> None:
         """Kill it with all processes that it started. A dead one keeps its exit code."""

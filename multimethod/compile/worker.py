@@ -13,12 +13,19 @@ import signal
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 from mmpack.multimethod.errors import MmpackError
-from mmpack.multimethod.memory import forget_peak, give_back, keep_no_blocks, peak_memory
+from mmpack.multimethod.memory import (
+    collect_seldom,
+    forget_peak,
+    give_back,
+    keep_no_blocks,
+    peak_memory,
+)
 
 
 def main() -> None:
@@ -28,6 +35,7 @@ def main() -> None:
     keep_no_blocks()
     jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    _get_ready()
     most = 0
     while True:
         job = jobs.get()
@@ -40,6 +48,13 @@ def main() -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
         _forget()
+
+
+def _get_ready() -> None:
+    """Import what takes seconds and all jobs need, before there is one."""
+    collect_seldom()
+    with suppress(Exception):  # then the first job meets it too, and has a log for it
+        import mmpack.multimethod.compile.lower  # noqa: F401
 
 
 def _forget() -> None:

@@ -6,6 +6,7 @@ check -> units -> compile (cached, in worker processes) -> link -> verify -> mov
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,7 +22,9 @@ from mmpack.multimethod.compile.exports import known_facts
 from mmpack.multimethod.compile.fingerprint import Fingerprints, Print
 from mmpack.multimethod.compile.means import Means
 from mmpack.multimethod.compile.model import state_names
+from mmpack.multimethod.compile.pool import cores
 from mmpack.multimethod.compile.rehearse import Rehearsed
+from mmpack.multimethod.compile.spare import Spare, spare
 from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
 from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
 from mmpack.multimethod.driver.records import BuildReport, data_name, link_parts, relabel_parts, row
@@ -85,7 +88,7 @@ def build(
     with ExitStack() as opened:
         store = opened.enter_context(Cache(Path(cache) if cache is not None else None))
         workers = opened.enter_context(connected(cluster)) if cluster is not None else None
-        means = Means(jobs, memory, workers)
+        means = Means(jobs, memory, workers, _begun(spec_file, store, opened, cluster))
         made, prints, alike = _examined(spec_file, store, verify, share)
         model, units = made.model, made.units
         # What a fingerprint overlooks makes a stale object, and verification finds it. Without
@@ -118,6 +121,19 @@ def build(
         together=parts.objects.together,
         rebound=len(parts.objects.rebound),
     )
+
+
+def _begun(
+    spec_file: SpecFile, store: Cache, opened: ExitStack, cluster: str | None
+) -> Spare | None:
+    """A worker, where it takes no core from this process; of the target that most methods have."""
+    if cluster is not None or cores() < 2:
+        return None
+    (name, _), *_ = Counter(m.target for m in spec_file.methods.values()).most_common()
+    target = spec_file.spec.targets[name]
+    backend = BACKENDS[target.backend]
+    environment = backend.environment(backend.options(target.options))
+    return opened.enter_context(spare(environment, store.scratch("spare.log")))
 
 
 def _examined(
