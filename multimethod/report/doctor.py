@@ -23,6 +23,7 @@ PACKAGES = (
     "numpy",
     "rich",
     "ruamel.yaml",
+    "ruamel.yaml.clib",
     "safetensors",
     "sympy",
     "torchao",
