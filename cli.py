@@ -47,6 +47,13 @@ THREADS = click.option(
     metavar="1|LANE=1,…",
     help="Run methods, or those of a lane, in the thread that calls. Default: a pool for all.",
 )
+DATA = click.option(
+    "--data",
+    metavar="FILE.ptd",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the program's weights are, if they are in a file that is not beside it, or that "
+    "only ExecuTorch knows of.",
+)
 LANES = click.option(
     "--lanes", metavar="NAME=N,…", help="Workers of lanes, as in npu=1,cpu=2. Default: 1 each."
 )
@@ -268,8 +275,14 @@ def inspect(program: Path, as_json: bool) -> None:
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the outputs to a .safetensors file.",
 )
+@DATA
 def run(
-    program: Path, method: str, inputs: Sequence[str], dims: Sequence[str], output: Path | None
+    program: Path,
+    method: str,
+    inputs: Sequence[str],
+    dims: Sequence[str],
+    output: Path | None,
+    data: Path | None,
 ) -> None:
     """Run METHOD of PROGRAM once.
 
@@ -277,7 +290,7 @@ def run(
     """
     from mmpack.multimethod.driver.call import call_method
 
-    click.echo(call_method(program, method, inputs, option_text.sizes(dims), output))
+    click.echo(call_method(program, method, inputs, option_text.sizes(dims), output, data))
 
 
 @main.command()
@@ -444,7 +457,8 @@ def trace(
 @main.command()
 @PROGRAM
 @SPEC
-def verify(program: Path, spec: Path) -> None:
+@DATA
+def verify(program: Path, spec: Path, data: Path | None) -> None:
     """Compare every method and flow of PROGRAM with SPEC's model in eager PyTorch."""
     from mmpack.multimethod.report.display import Display
     from mmpack.multimethod.report.tables import checked_table, terminal
@@ -452,7 +466,7 @@ def verify(program: Path, spec: Path) -> None:
 
     console = terminal()
     with Display(console) as display:
-        verified = verify(program, spec, progress=display)
+        verified = verify(program, spec, data=data, progress=display)
     console.print(checked_table(verified))
 
 

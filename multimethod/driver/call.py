@@ -21,16 +21,19 @@ def call_method(
     inputs: Sequence[str],
     sizes: Mapping[str, int],
     output: Path | None = None,
+    data: Path | None = None,
 ) -> str:
     """Run a method on inputs written as in `runtime/values.py` and describe what it gives.
 
-    output: also write the outputs there, as safetensors by name.
+    output: also write the outputs there, as safetensors by name. data: as of `load`.
     """
     if output is not None:
-        refuse_overwriting(output, [path, *(text.partition("=")[2] for text in inputs)])
+        others = [path] if data is None else [path, data]
+        refuse_overwriting(output, [*others, *(text.partition("=")[2] for text in inputs)])
         if output.suffix != ".safetensors":
             raise OutputError(f"{output}: expected a name that ends with .safetensors")
-    program = load(path, engine="stock")  # one call does not pay for building another
+    # One call does not pay for building another engine.
+    program = load(path, engine="stock", data=data)
     signature = program.signature(method)
     ranges = program[method].ranges
     result = program.run_method(method, **read_inputs(signature, inputs, sizes, ranges))
@@ -39,9 +42,9 @@ def call_method(
         from safetensors.torch import save
 
         tensors = {n: v.contiguous() for n, v in values.items() if isinstance(v, torch.Tensor)}
-        data = save(tensors)
-        with replacing(output, len(data)) as fd, open(fd, "wb", closefd=False) as file:
-            file.write(data)
+        content = save(tensors)
+        with replacing(output, len(content)) as fd, open(fd, "wb", closefd=False) as file:
+            file.write(content)
     return "\n".join([str(signature), *(_describe(n, v) for n, v in values.items())])
 
 

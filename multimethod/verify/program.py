@@ -29,9 +29,16 @@ from mmpack.multimethod.verify.noise import example_flow_inputs
 from mmpack.multimethod.verify.sparing import Sparing, room_for
 
 
-def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = None) -> Verified:
+def verify(
+    path: str | Path,
+    spec: str | Path,
+    *,
+    data: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Verified:
     """Hold an existing program against a spec and its model: signatures first, then numbers.
 
+    data: the `.ptd` file of its weights, if that is not where its manifest says.
     Raises VerifyError for every kind of difference.
     """
     spec_file = load_spec(spec)
@@ -39,7 +46,7 @@ def verify(path: str | Path, spec: str | Path, *, progress: Progress | None = No
     units = make_units(spec_file, model)
     # It is the user's file, which may be written over meanwhile; and a copy in memory would take as
     # much as two checkpoints in half precision.
-    program = Program.load(path, on_disk=True, engine="stock")
+    program = Program.load(path, on_disk=True, engine="stock", data=data)
     require_same(program, spec_file, units)
     records = program.manifest.state if program.manifest is not None else ()
     private = {record.name: record.methods for record in records if not record.shared}

@@ -11,7 +11,9 @@ import torch
 import transformers
 
 from mmpack.multimethod import Context, Program, build, load
+from mmpack.multimethod.compile import objects
 
+from ..compile.projects import run_here
 from .checkpoints import llama_spec, save
 
 NEW = 32
@@ -49,6 +51,21 @@ def test_logits_and_tokens_are_those_of_transformers(folder: Path, program: Prog
         prompt, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, pad_token_id=0
     )
     assert written == wanted[0, prompt.shape[1] :].tolist()
+
+
+@pytest.mark.slow
+def test_layers_in_half_precision_are_made_like_one_another(
+    folder: Path, program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "run_jobs", run_here)
+    made = []
+    for share in (True, False):
+        path = tmp_path / f"{share}.pte"
+        spec, cache = folder.parent / "spec.yaml", tmp_path / f"cache {share}"
+        report = build(spec, path, cache=cache, verify=False, share=share)
+        assert bool(report.rebound) == share
+        made.append(path.read_bytes())
+    assert made[0] == made[1]
 
 
 def test_the_program_holds_float32_alone(program: Program) -> None:

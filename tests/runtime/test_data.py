@@ -9,13 +9,15 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from click.testing import CliRunner
 from executorch.exir import ExecutorchBackendConfig, to_edge
 from torch import nn
 from torch.export import export
 
+from mmpack.cli import main
 from mmpack.multimethod import build, inspect, load
 from mmpack.multimethod.compile import objects
-from mmpack.multimethod.errors import FormatError
+from mmpack.multimethod.errors import FormatError, OutputError
 from mmpack.multimethod.flow.program import Program
 from mmpack.multimethod.link import link
 
@@ -211,3 +213,25 @@ def test_inspect_tells_of_it(folder: Path, tmp_path: Path) -> None:
     assert alone.data == {**seen.data, "size": None}
     assert "data in out.ptd, which is not there" in str(alone)
     assert inspect(folder / "in.pte").data is None
+
+
+def test_on_the_command_line(folder: Path, tmp_path: Path) -> None:
+    """Linked into one file of weights, moved apart, and run with it."""
+
+    def mmpack(*args: object) -> str:
+        result = CliRunner().invoke(main, [str(arg) for arg in args])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    told = mmpack("link", folder / "in.pte", "-o", tmp_path / "a.pte", "--data", "w.ptd")
+    assert (tmp_path / "w.ptd").is_file() and "w.ptd" in told
+    expected = mmpack("run", folder / "in.pte", "mlp", "x=random")
+    assert mmpack("run", tmp_path / "a.pte", "mlp", "x=random") == expected
+    (tmp_path / "elsewhere").mkdir()
+    data = (tmp_path / "w.ptd").rename(tmp_path / "elsewhere" / "w.ptd")
+    assert mmpack("run", tmp_path / "a.pte", "mlp", "x=random", "--data", data) == expected
+    result = CliRunner().invoke(main, ["run", str(tmp_path / "a.pte"), "mlp", "x=random"])
+    assert result.exit_code == FormatError.exit_code and "w.ptd, which is not" in result.stderr
+    into = ["-o", str(data), "--data", str(data)]
+    result = CliRunner().invoke(main, ["run", str(tmp_path / "a.pte"), "mlp", "x=random", *into])
+    assert result.exit_code == OutputError.exit_code and data.stat().st_size > 0
