@@ -54,7 +54,8 @@ class Flow:
     @property
     def times(self) -> Times:
         """Method -> seconds of a call, or of one on each piece, by which "out-of-order" plans.
-        Where nothing was set, what the pipelined run took that had most pieces so far."""
+        Where nothing was set, what the pipelined run took that had most pieces so far, or the
+        second of those."""
         return self._orders.times
 
     @times.setter

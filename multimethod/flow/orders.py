@@ -26,12 +26,13 @@ class Orders:
     """The orders of one flow, by how many tasks and workers there are.
 
     times: what they are planned by. Unless somebody set them, what a run took that had more pieces
-    than all before it.
+    than all before it, and then the next one of so many: in the first, memory and caches are cold.
     """
 
     def __init__(self) -> None:
         self._times: Times = {}
         self._pieces = 0
+        self._cold = False
         self._made: dict[tuple[object, ...], Order] = {}
 
     @property
@@ -40,7 +41,7 @@ class Orders:
 
     @times.setter
     def times(self, times: Times) -> None:
-        self._times, self._pieces = times, -1
+        self._times, self._pieces, self._cold = times, -1, False
         self._made.clear()
 
     def order(
@@ -60,6 +61,7 @@ class Orders:
     def note(self, spans: Sequence[Span]) -> None:
         """Learn from a whole run."""
         pieces = 1 + max(span.piece.number for span in spans)
-        if 0 <= self._pieces < pieces:
+        more = 0 <= self._pieces < pieces
+        if more or (self._cold and pieces == self._pieces):
             self.times = measured(spans)
-            self._pieces = pieces
+            self._pieces, self._cold = pieces, more
