@@ -86,7 +86,7 @@ def test_what_is_not_public_is_not_an_attribute() -> None:
     ("first", "names"),
     [
         (
-            "import mmpack.multimethod.driver.build, mmpack.multimethod.verify.program",
+            "import mmpack.multimethod.driver.stages, mmpack.multimethod.verify.program",
             "build, verify",
         ),
         ("import mmpack.multimethod.link.file", "link"),

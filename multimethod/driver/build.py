@@ -1,47 +1,26 @@
-"""spec.yaml -> model.pte: the driver that walks the stages in their order.
-
-check -> units -> compile (cached, in worker processes) -> link -> verify -> move into place
+"""spec.yaml -> model.pte: what can be known before torch is imported, and a worker that imports it
+at the same time; then the stages.
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import attrs
-from torch import nn
-
-from mmpack.multimethod.collect import Collected
-from mmpack.multimethod.compile.alike import Alike
 from mmpack.multimethod.compile.cache import Cache
-from mmpack.multimethod.compile.cluster import connected
-from mmpack.multimethod.compile.exports import known_facts
-from mmpack.multimethod.compile.fingerprint import Fingerprints, Print
-from mmpack.multimethod.compile.means import Means
-from mmpack.multimethod.compile.model import state_names
 from mmpack.multimethod.compile.pool import cores
-from mmpack.multimethod.compile.rehearse import Rehearsed
 from mmpack.multimethod.compile.spare import Spare, spare
-from mmpack.multimethod.driver.examine import Examined, assemble, rehearse_all
-from mmpack.multimethod.driver.parts import Parts, compare_converted, compile_parts
-from mmpack.multimethod.driver.records import BuildReport, data_name, link_parts, relabel_parts, row
-from mmpack.multimethod.driver.room import require_room_for_methods, require_room_for_objects
-from mmpack.multimethod.errors import OutputError, SpecError, TargetError, nearest
-from mmpack.multimethod.flow.program import load
-from mmpack.multimethod.link import LinkReport
-from mmpack.multimethod.link.linker import data_place
-from mmpack.multimethod.link.rebind import learn
-from mmpack.multimethod.memory import peak_memory
-from mmpack.multimethod.outputs import refuse_overwriting
+from mmpack.multimethod.driver.place import require_place
+from mmpack.multimethod.errors import SpecError, TargetError, nearest
 from mmpack.multimethod.progress import Progress, Silent, Stopwatch
-from mmpack.multimethod.scratch import scratch_folder
 from mmpack.multimethod.spec import SpecFile, load_spec
 from mmpack.multimethod.targets import BACKENDS
-from mmpack.multimethod.verify.checked import Verified
-from mmpack.multimethod.verify.program import verify_program
+
+if TYPE_CHECKING:
+    from mmpack.multimethod.driver.records import BuildReport
 
 
 def build(
@@ -74,117 +53,41 @@ def build(
     Raises an MmpackError for everything that the user can mend. Whatever goes wrong, the output and
     the `.ptd` beside it are what they were before, and objects already compiled stay in the cache.
     """
-    progress = watch = Stopwatch(progress or Silent())
+    watch = Stopwatch(progress or Silent())
     spec_file = load_spec(spec)
     target = Path(output) if output is not None else Path(f"{spec_file.path.stem}.pte")
-    _require_writable(target)
-    refuse_overwriting(target, _sources(spec_file))
-    if (name := data_name(spec_file, target)) is not None:
-        refuse_overwriting(data_place(target, name), _sources(spec_file))
-    _require_backends(spec_file)
+    require_place(spec_file, target)
     _require_methods(spec_file, why)
-    if verify:
-        require_room_for_methods(spec_file)
     with ExitStack() as opened:
         store = opened.enter_context(Cache(Path(cache) if cache is not None else None))
+        begun = _begun(spec_file, store, opened) if cluster is None else None
+
+        # Here, since they import torch, which takes as long as all before this.
+        from mmpack.multimethod.compile.cluster import connected
+        from mmpack.multimethod.compile.means import Means
+        from mmpack.multimethod.driver.room import require_room_for_methods
+        from mmpack.multimethod.driver.stages import run_stages
+
+        _require_backends(spec_file)
+        if verify:
+            require_room_for_methods(spec_file)
         workers = opened.enter_context(connected(cluster)) if cluster is not None else None
-        means = Means(jobs, memory, workers, _begun(spec_file, store, opened, cluster))
-        made, prints, alike = _examined(spec_file, store, verify, share)
-        model, units = made.model, made.units
-        # What a fingerprint overlooks makes a stale object, and verification finds it. Without
-        # verification nothing is taken from the cache.
-        fresh = frozenset() if verify else frozenset(units)
-        parts = compile_parts(made, prints, store, means, progress, fresh, alike, why)
-        tried = _verify(parts, model, target, opened, progress) if verify else None
-        if tried is not None and (stale := _doubtful(parts, tried[0])):
-            parts = compile_parts(made, prints, store, means, progress, stale, None)
-            tried = _verify(parts, model, target, opened, progress)
-        if tried is not None:
-            tried[0].require_right()
-        # In any case: a conversion that went wrong is none of the user's doing.
-        heads = compare_converted(parts, model, store, means, progress)
-        parts = attrs.evolve(parts, heads=heads)
-        progress.stage("link", 1)
-        if tried is not None and spec_file.spec.data == "inside":
-            report = relabel_parts(parts, *tried, target)
-        else:  # two files go into place as one, which the linker sees to
-            report = link_parts(parts, tried[0] if tried is not None else None, target)
-        progress.done("")
-    verified = tried[0] if tried is not None else None
-    return BuildReport(
-        output=target,
-        methods=tuple(row(parts, name, report, verified) for name in units),
-        flows=verified.flows if verified is not None else (),
-        link=report,
-        seconds=watch.stop(),
-        memory=(peak_memory(), parts.objects.memory),
-        together=parts.objects.together,
-        rebound=len(parts.objects.rebound),
-    )
+        means = Means(jobs, memory, workers, begun)
+        return run_stages(
+            spec_file, target, store, means, verify=verify, share=share, why=why, progress=watch
+        )
 
 
-def _begun(
-    spec_file: SpecFile, store: Cache, opened: ExitStack, cluster: str | None
-) -> Spare | None:
-    """A worker, where it takes no core from this process; of the target that most methods have."""
-    if cluster is not None or cores() < 2:
-        return None
+def _begun(spec_file: SpecFile, store: Cache, opened: ExitStack) -> Spare | None:
+    """A worker, where it takes no core from this process; of the target that most methods have,
+    if it is certain that it is to be had."""
     (name, _), *_ = Counter(m.target for m in spec_file.methods.values()).most_common()
     target = spec_file.spec.targets[name]
     backend = BACKENDS[target.backend]
+    if backend.external or cores() < 2:
+        return None
     environment = backend.environment(backend.options(target.options))
     return opened.enter_context(spare(environment, store.scratch("spare.log")))
-
-
-def _examined(
-    spec_file: SpecFile, store: Cache, verify: bool, share: bool
-) -> tuple[Examined, dict[str, Print], Alike | None]:
-    """The model and its methods, with their fingerprints, and which are alike, if that is to be of
-    use. Methods that the cache knows were tried when they got there, and are not tried again."""
-    found = Collected()
-    made = assemble(spec_file, found)
-    printer = Fingerprints(state_names(made.model))
-    prints = {} if found else {name: printer.print(unit) for name, unit in made.units.items()}
-    alike = Alike(made.units, printer, learn) if share and not found else None
-    known = known_facts(store, prints) if verify else {}
-    if found or len(known) < len(prints):
-        tried = {name: Rehearsed(facts.signature, facts.touched) for name, facts in known.items()}
-        rehearse_all(made, found, verify=verify, known=tried, alike=alike)
-    found.check()
-    return made, prints, alike
-
-
-def _verify(
-    parts: Parts, model: nn.Module, target: Path, opened: ExitStack, progress: Progress
-) -> tuple[Verified, LinkReport]:
-    """Link the parts, to a file beside the target that is there until `opened` is closed, and run
-    them. What is shipped has another manifest, since that holds the errors that are measured."""
-    require_room_for_objects(parts)
-    # In a folder of its own, since the other one is locked by its owner.
-    path = opened.enter_context(_scratch_beside(target)) / "linked" / target.name
-    path.parent.mkdir()
-    progress.stage("link", 1)
-    linked = link_parts(parts, None, path)
-    progress.done("")
-    private = parts.state.private
-    # Nobody else writes to it there, so it is run from where it is.
-    # And by the runtime that everybody has, since that is where it has to run.
-    program = load(path, mmap=True, engine="stock")
-    verified = verify_program(
-        program, parts.spec_file, parts.units, model, private, progress, parts.examples
-    )
-    return verified, linked
-
-
-def _doubtful(parts: Parts, verified: Verified) -> frozenset[str]:
-    """Methods that are wrong, or that a wrong flow is made of, out of the cache or made from what
-    others of their structure are."""
-    wrong = {c.name for c in verified.methods.values() if not c.right}
-    for flow in verified.flows:
-        if not flow.right:
-            steps = parts.spec_file.steps[flow.name.removeprefix("flow ")]
-            wrong |= {step.run for step in steps if step.run}
-    return frozenset(wrong - (parts.objects.compiled - parts.objects.rebound))
 
 
 def _require_backends(spec_file: SpecFile) -> None:
@@ -208,40 +111,3 @@ def _require_methods(spec_file: SpecFile, names: Sequence[str]) -> None:
         raise SpecError(
             f"{spec_file.path} has no method {name!r}{nearest(name, known)}" for name in wrong
         )
-
-
-def _sources(spec_file: SpecFile) -> list[Path]:
-    """The files that a spec names, and the spec itself."""
-    model = spec_file.spec.model
-    named = [model.factory, model.weights, spec_file.spec.sample, spec_file.spec.calibration]
-    named += [method.wrapper for method in spec_file.methods.values()]
-    named += [method.calibration for method in spec_file.methods.values()]
-    paths = [spec_file.folder / n.partition(":")[0] for n in named if isinstance(n, str)]
-    if model.huggingface is not None:
-        # Its path may well hold a colon. A folder stands for all that is in it.
-        place = spec_file.folder / model.huggingface
-        paths += place.iterdir() if place.is_dir() else [place]
-    paths += [spec_file.folder / path for path in spec_file.spec.files.values()]
-    return [spec_file.path, *paths]
-
-
-def _require_writable(target: Path) -> None:
-    """What would fail at the very end is said at the beginning."""
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder, expected the name of a file")
-    folder = target.parent
-    if not folder.is_dir():
-        raise OutputError(f"{target}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK):
-        raise OutputError(f"{target}: cannot be written: no permission to write in {folder}")
-
-
-@contextmanager
-def _scratch_beside(target: Path) -> Iterator[Path]:
-    with ExitStack() as stack:
-        place = Path(os.path.realpath(target))  # where its file is, to be moved to in one step
-        try:
-            folder = stack.enter_context(scratch_folder(place.parent, place.name))
-        except OSError as error:
-            raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
-        yield folder

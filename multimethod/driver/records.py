@@ -14,6 +14,7 @@ from attrs import frozen
 from mmpack.multimethod.compile.quantize import from_plain
 from mmpack.multimethod.compile.sources import hash_file
 from mmpack.multimethod.driver.parts import Parts
+from mmpack.multimethod.driver.place import data_name
 from mmpack.multimethod.errors import SpecError
 from mmpack.multimethod.flow.plan import expanded_flows
 from mmpack.multimethod.link import LinkReport, Manifest, MethodRecord, link
@@ -117,12 +118,6 @@ def _manifest(parts: Parts, verified: Verified | None) -> Manifest:
             "flows": _flows(verified),
         },
     )
-
-
-def data_name(spec_file: SpecFile, output: Path) -> str | None:
-    """The `.ptd` file beside the output that is to have the weights; None if they stay inside."""
-    data = spec_file.spec.data
-    return None if data == "inside" else f"{output.stem}.ptd" if data == "separate" else data
 
 
 def _files(spec_file: SpecFile) -> dict[str, bytes]:

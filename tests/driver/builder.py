@@ -74,9 +74,9 @@ def main(requests: int, replies: int) -> None:
     import signal
 
     import mmpack.multimethod.compile.lower
-    import mmpack.multimethod.driver.build
+    import mmpack.multimethod.driver.stages
 
-    assert mmpack.multimethod.driver.build
+    assert mmpack.multimethod.driver.stages
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the children here
     with open(requests) as lines:
         os.write(replies, b"ready\n")

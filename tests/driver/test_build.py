@@ -450,3 +450,14 @@ def test_what_the_cache_cannot_tell_apart_is_compiled_again(project: Any, verify
     project.build(verify=verify)
     x = torch.ones(3)
     assert torch.equal(load(project.output).run_method("f", x).y, 3 * x)
+
+
+def test_what_is_wrong_with_a_spec_is_told_without_torch(project: Project, tmp_path: Path) -> None:
+    project.spec("methods: {f: {module: '.', target: cpu, inputs: {x: [3}}}")
+    code = (
+        "import sys\nfrom mmpack.multimethod import build\nfrom mmpack.multimethod.errors import *\n"
+        "try:\n    build(sys.argv[1], sys.argv[2])\nexcept SpecError:\n"
+        "    sys.exit('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(project.path), str(tmp_path / "out.pte")]
+    assert subprocess.run(command, check=False).returncode == 0

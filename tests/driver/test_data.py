@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmpack.multimethod import load, verify
-from mmpack.multimethod.driver import build as driver
+from mmpack.multimethod.driver import stages as driver
 from mmpack.multimethod.errors import ExecutionError, OutputError
 from mmpack.multimethod.link import LinkReport
 from mmpack.multimethod.link.data_file import DataFile

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mmpack.multimethod.driver import build as driver
+from mmpack.multimethod.driver import stages as driver
 from mmpack.multimethod.link import open_program, read_manifest
 from mmpack.multimethod.verify.checked import Checked, Verified
 
