@@ -19,6 +19,7 @@ from mmpack.cli import main
 from mmpack.multimethod import build, load
 from mmpack.multimethod.compile import cluster_worker
 from mmpack.multimethod.errors import ClusterError
+from mmpack.multimethod.progress import Silent
 
 from ..compile.processes import wait_for
 from ..compile.projects import Project
@@ -128,7 +129,7 @@ def compilers(pid: int) -> list[int]:
     return found
 
 
-class Killer:
+class Killer(Silent):
     """Has the first Dask worker that compiles something be killed."""
 
     def __init__(self, address: str) -> None:
@@ -179,6 +180,7 @@ def test_a_worker_that_is_killed_is_replaced(
             cache=there,
             cluster=made.scheduler_address,
             progress=killer,
+            share=False,  # all six are compiled
         )
         assert len(killer.killed) == 1 and report.compiled == 6
         wait_for(lambda: len(made.scheduler_info["workers"]) == 3, "the worker in its place")
