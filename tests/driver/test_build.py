@@ -23,6 +23,7 @@ from mmpack.multimethod.compile import process
 from mmpack.multimethod.errors import CompileError, OutputError, VerifyError
 
 from ..compile.processes import wait_for_end
+from ..compile.projects import Project
 from .killable import Builder
 from .left import left_beside, left_in
 
@@ -455,7 +456,8 @@ def test_what_the_cache_cannot_tell_apart_is_compiled_again(project: Any, verify
 def test_what_is_wrong_with_a_spec_is_told_without_torch(project: Project, tmp_path: Path) -> None:
     project.spec("methods: {f: {module: '.', target: cpu, inputs: {x: [3}}}")
     code = (
-        "import sys\nfrom mmpack.multimethod import build\nfrom mmpack.multimethod.errors import *\n"
+        "import sys\nfrom mmpack.multimethod import build\n"
+        "from mmpack.multimethod.errors import SpecError\n"
         "try:\n    build(sys.argv[1], sys.argv[2])\nexcept SpecError:\n"
         "    sys.exit('torch' in sys.modules)"
     )
