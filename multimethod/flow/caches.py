@@ -50,9 +50,18 @@ def cut_piece(whole: Tensor, cut: Cut, start: int, rows: int) -> Tensor:
 
 
 def joined(plan: Plan, pieces: Mapping[str, list[Tensor]]) -> dict[str, Tensor]:
-    """For each output of a flow its pieces in one; {} without any."""
+    """For each output of a flow its pieces in one; {} without any.
+
+    A single one in full is given as it is, being its method's result and nobody else's. A copy
+    would cost more than itself: torch makes large ones with threads of its own, which go on looking
+    for work for a while and keep a CPU from ExecuTorch's in the next call.
+    """
     return {
-        name: torch.cat(pieces[name], dim=axis) for name, axis in plan.joins.items() if pieces[name]
+        name: parts[0]
+        if len(parts) == 1 and parts[0].shape[axis] == plan.size
+        else torch.cat(parts, dim=axis)
+        for name, axis in plan.joins.items()
+        if (parts := pieces[name])
     }
 
 

@@ -2,27 +2,21 @@
 
 The stock runtime checks only that a dynamic tensor has not too many elements, and answers a wrong
 call with a bare number. Here every mistake is one CallError that names the method, the input, the
-dim, what was expected and what came. A right call costs a few attribute reads: what inputs that
-were accepted once looked like is remembered.
+dim, what was expected and what came. A right call costs next to nothing: what inputs that were
+accepted once looked like is remembered (`looks.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, strided
 
 from mmpack.multimethod.errors import CallError, counted, nearest
+from mmpack.multimethod.runtime.looks import Looks, looks
 from mmpack.multimethod.signature import Signature, ValueSpec
-
-REMEMBERED = 4096
-"""Calls remembered per method, so that growing caches do not grow this too."""
-
-_LOOKS = attrgetter("__class__", "dtype", "is_cpu", "layout", "shape")
-"""All that a signature says of a tensor, and all that the runtime trusts but for `_plain`."""
 
 _SCALARS: dict[str, tuple[type, ...]] = {
     "int": (int,),
@@ -35,10 +29,19 @@ _SCALARS: dict[str, tuple[type, ...]] = {
 class Arguments:
     """Checks the arguments of one method. `accept(args, kwargs)` returns them in call order.
 
-    channels_last: positions of inputs whose memory the method takes to be laid out so.
+    channels_last: positions of inputs whose memory the method takes to be laid out so. seen: what
+    remembers inputs that were accepted.
+
+    known(args): whether inputs in call order need no examination, as those of an earlier call. It
+    never says so of what is not to be taken as it is; `accept` asks it too.
     """
 
-    def __init__(self, signature: Signature, channels_last: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        signature: Signature,
+        channels_last: Collection[int] = (),
+        seen: Looks | None = None,
+    ) -> None:
         self.signature = signature
         self._names = tuple(value.name for value in signature.inputs)
         self._count = len(self._names)
@@ -46,19 +49,16 @@ class Arguments:
             _format(v, i in channels_last) for i, v in enumerate(signature.inputs)
         )
         self._fast = not channels_last and all(v.shape is not None for v in signature.inputs)
-        self._seen: set[tuple[Any, ...]] = set()
+        seen = seen or looks()
+        self.known = seen.known
+        self._remember = seen.remember
 
     def accept(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Sequence[Any]:
         """The inputs in call order, laid out as the method wants them. Raises CallError for
         anything that the signature does not admit."""
         if kwargs or len(args) != self._count:
             args = self._bind(args, kwargs)
-        try:
-            if tuple(map(_LOOKS, args)) in self._seen and _plain(args):
-                return args
-        except (AttributeError, RuntimeError, TypeError):
-            pass  # not a tensor, or one without a shape: said in words below
-        return self._examine(args)
+        return args if self.known(args) else self._examine(args)
 
     def _bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
         """Arguments by position and by name, in call order."""
@@ -109,8 +109,8 @@ class Arguments:
             if type(value) is not Tensor:  # a Parameter: the runtime takes none
                 value = value.detach().as_subclass(Tensor)
             checked.append(value.resolve_neg().contiguous(memory_format=layout))
-        if self._fast and len(self._seen) < REMEMBERED:
-            self._seen.add(tuple(map(_LOOKS, checked)))
+        if self._fast:
+            self._remember(checked)
         return checked
 
     def _scalar(self, spec: ValueSpec, value: Any) -> Any:
@@ -152,11 +152,6 @@ class Arguments:
     def _error(self, message: str, spec: ValueSpec | None = None) -> CallError:
         where = f"input {spec.name!r}: " if spec is not None else ""
         return CallError(f"{self.signature.method}: {where}{message}\n  {self.signature}")
-
-
-def _plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether the memory of all of them holds their elements as they are, in their order."""
-    return all(map(Tensor.is_contiguous, tensors)) and not any(map(Tensor.is_neg, tensors))
 
 
 def _format(value: ValueSpec, channels_last: bool) -> torch.memory_format:

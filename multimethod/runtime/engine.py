@@ -26,6 +26,7 @@ from mmpack.multimethod.runtime.failures import with_names
 from mmpack.multimethod.runtime.graph import Call, Graph
 from mmpack.multimethod.runtime.image import Image
 from mmpack.multimethod.runtime.kernels import require_kernels, without_kernel
+from mmpack.multimethod.runtime.looks import Looks, looks
 from mmpack.multimethod.stock_runtime import binding, stock_runtime
 from mmpack.multimethod.targets import BACKENDS, Backend
 
@@ -89,6 +90,10 @@ class Engine(ABC):
         run = _loaded(name, lambda: self._prepared(name), external(backends))
         self._runs[name] = run
         return run
+
+    def looks(self) -> Looks:
+        """What remembers the inputs of one method's calls."""
+        return looks()
 
     def graph(self, calls: Sequence[Call]) -> Graph | None:
         """Calls that it can run as a whole, their methods loaded; None if it cannot."""

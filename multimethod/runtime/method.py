@@ -6,6 +6,7 @@ import itertools
 import keyword
 from collections import namedtuple
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmpack.multimethod.errors import CallError, MmpackError
@@ -14,6 +15,7 @@ from mmpack.multimethod.runtime.engine import Run
 from mmpack.multimethod.runtime.facts import Facts
 from mmpack.multimethod.runtime.failures import explained
 from mmpack.multimethod.runtime.given import Given
+from mmpack.multimethod.runtime.looks import Looks
 from mmpack.multimethod.signature import Signature
 
 _calls = itertools.count(1)
@@ -35,7 +37,7 @@ class Method:
     last_call: of a method that keeps state, a number that no other call has; 0 before the first.
     """
 
-    def __init__(self, facts: Facts, load: Callable[[], Run]) -> None:
+    def __init__(self, facts: Facts, load: Callable[[], Run], looks: Looks) -> None:
         self.last_call = 0
         self._keeps = facts.keeps
         self._names = frozenset(value.name for value in facts.signature.inputs)
@@ -43,7 +45,8 @@ class Method:
         self.ranges = facts.ranges
         self._load = load
         self._run: Run | None = None
-        self._arguments = Arguments(facts.signature, facts.channels_last)
+        self._arguments = Arguments(facts.signature, facts.channels_last, looks)
+        self._known = self._arguments.known
         self._result = _result_type(facts.signature)
         self._given = Given(facts.signature)
 
@@ -52,8 +55,13 @@ class Method:
         return self.signature.method
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.call(args, kwargs)
+
+    def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The same for a caller that has been given them so; kwargs are its to change."""
         out = self._out(kwargs) if "out" in kwargs else None
-        inputs = self._arguments.accept(args, kwargs)
+        plain = not kwargs and self._known(args)
+        inputs = args if plain else self._arguments.accept(args, kwargs)
         given = None if out is None else self._given.accept(out, inputs)
         run = self._run or self.prepare()
         if self._keeps:
@@ -113,4 +121,5 @@ def _result_type(signature: Signature) -> Callable[[list[Any]], Any]:
         names if usable else [f"out_{i}" for i in range(len(names))],
         rename=True,
     )
-    return made._make
+    # As its `_make` does, which is written in Python.
+    return partial(tuple.__new__, made)

@@ -58,7 +58,7 @@ class Methods:
         self._loading = threading.RLock()
         self._engine = engine(image, contexts, facts, alone(self.path, self.lanes, threads))
         self._methods = {
-            name: Method(fact, lambda name=name: self._load(name))  # type: ignore[misc]
+            name: Method(fact, lambda name=name: self._load(name), self._engine.looks())  # type: ignore[misc]
             for name, fact in facts.items()
         }
 
@@ -127,7 +127,7 @@ class Methods:
             if name not in self.parts:
                 raise self._unknown(name)
             method = sized(self, name, args, kwargs)
-        return method(*args, **kwargs)
+        return method.call(args, kwargs)
 
     def graph(self, calls: Sequence[Call]) -> Graph | None:
         """Calls of its methods that its engine runs as a whole, without the checks of signatures

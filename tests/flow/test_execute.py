@@ -186,6 +186,32 @@ def test_nothing_of_the_callers_is_changed_or_kept(made: tuple[Program, Eager]) 
     assert torch.equal(again.y, kept)
 
 
+@pytest.mark.parametrize("schedule", ["serial", "in-order"])
+@pytest.mark.parametrize("length", [1, CHUNK - 1, CHUNK, CHUNK + 1])
+def test_outputs_keep_no_more_memory_than_they_have(
+    made: tuple[Program, Eager], length: int, schedule: Any
+) -> None:
+    """Padded rows of a last piece are not a part of them, and no two share theirs."""
+    program, _ = made
+    got = program.flow("prefill").run(rows(length), schedule=schedule)
+    assert got.y.untyped_storage().nbytes() == got.y.nbytes
+    assert got.where.untyped_storage().nbytes() == got.where.nbytes
+    assert got.y.is_contiguous() and got.where.is_contiguous()
+    kept = got.where.clone()
+    got.y.zero_()
+    assert torch.equal(got.where, kept)
+
+
+@pytest.mark.parametrize(("flow", "length"), [("decode", 1), ("prefill", CHUNK)])
+def test_a_single_piece_in_full_is_its_method_s_result_uncopied(
+    made: tuple[Program, Eager], monkeypatch: pytest.MonkeyPatch, flow: str, length: int
+) -> None:
+    program, eager = made
+    expected = eager(rows(length))
+    monkeypatch.setattr(torch, "cat", None)
+    agree(program.flow(flow).run(rows(length)), expected)
+
+
 def test_a_slice_is_as_good_as_a_tensor_of_its_own(made: tuple[Program, Eager]) -> None:
     program, _ = made
     wide = torch.randn(1, 6, 9)

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 from mmpack.multimethod import CallError, Dim, Signature, ValueSpec
 from mmpack.multimethod.runtime.arguments import Arguments
+from mmpack.multimethod.runtime.looks import Looks
 
 ATTENTION = Signature(
     "attention",
@@ -127,9 +128,11 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("warm", [False, True], ids=["first", "after a right call"])
 @pytest.mark.parametrize("case", WRONG)
-def test_a_wrong_input_is_named_with_what_was_expected_and_what_came(case: str, warm: bool) -> None:
+def test_a_wrong_input_is_named_with_what_was_expected_and_what_came(
+    case: str, warm: bool, remembering: Callable[..., Looks]
+) -> None:
     make, message = WRONG[case]
-    arguments = Arguments(ATTENTION)
+    arguments = Arguments(ATTENTION, seen=remembering())
     if warm:  # the shapes are remembered then, and the check takes its short way
         arguments.accept((), right())
     with pytest.raises(CallError) as caught:
@@ -150,17 +153,21 @@ def test_a_wrong_input_is_named_with_what_was_expected_and_what_came(case: str, 
         (4, ("q",), "input 'q' was given twice"),
     ],
 )
-def test_a_wrong_set_of_inputs_is_named(args: int, kwargs: tuple[str, ...], message: str) -> None:
+def test_a_wrong_set_of_inputs_is_named(
+    args: int, kwargs: tuple[str, ...], message: str, remembering: Callable[..., Looks]
+) -> None:
     values = [*right().values(), torch.zeros(1)]
-    arguments = Arguments(ATTENTION)
+    arguments = Arguments(ATTENTION, seen=remembering())
     with pytest.raises(CallError) as caught:
         arguments.accept(values[:args], dict.fromkeys(kwargs, torch.zeros(1)))
     assert str(caught.value) == f"attention: {message}\n  {SHOWN}"
 
 
-def test_inputs_come_in_call_order_however_they_were_given() -> None:
+def test_inputs_come_in_call_order_however_they_were_given(
+    remembering: Callable[..., Looks],
+) -> None:
     given = right()
-    arguments = Arguments(ATTENTION)
+    arguments = Arguments(ATTENTION, seen=remembering())
     for accepted in (
         arguments.accept(tuple(given.values()), {}),
         arguments.accept((), dict(reversed(given.items()))),
@@ -212,12 +219,14 @@ def calls(draw: st.DrawFn) -> list[torch.Tensor]:
     return values
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(calls(), min_size=1, max_size=12))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(several=st.lists(calls(), min_size=1, max_size=12))
 def test_what_was_accepted_before_never_lets_a_wrong_call_through(
-    several: list[list[torch.Tensor]],
+    remembering: Callable[..., Looks], several: list[list[torch.Tensor]]
 ) -> None:
-    arguments = Arguments(SIGNATURE)
+    arguments = Arguments(SIGNATURE, seen=remembering())
     for values in [*several, *several]:
         try:
             accepted = arguments.accept(values, {})
@@ -229,12 +238,41 @@ def test_what_was_accepted_before_never_lets_a_wrong_call_through(
             assert all(map(torch.equal, accepted, values))
 
 
-def test_remembered_shapes_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmpack.multimethod.runtime.arguments.REMEMBERED", 2)
-    arguments = Arguments(ATTENTION)
+def test_remembered_shapes_are_limited(remembering: Callable[..., Looks]) -> None:
+    arguments = Arguments(ATTENTION, seen=remembering(2))
     for kv in (4, 8, 12, 16, 12):
         arguments.accept((), right(kv))
-    assert len(arguments._seen) == 2
+    known = [kv for kv in (4, 8, 12, 16) if arguments.known([*right(kv).values()])]
+    assert known == [4, 8]
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [
+        Signature("m", (ValueSpec("x", "float", None), ValueSpec("y", "float32", (2,))), ()),
+        Signature("m", (ValueSpec("x", "float32", (2,)), ValueSpec("y", "str", None)), ()),
+    ],
+    ids=str,
+)
+def test_a_call_with_a_number_or_text_is_always_examined(
+    signature: Signature, remembering: Callable[..., Looks]
+) -> None:
+    arguments = Arguments(signature, seen=remembering())
+    values = {"float": 2, "str": "a", "float32": torch.zeros(2)}
+    args = [values[spec.dtype] for spec in signature.inputs]
+    for _ in range(2):
+        assert len(arguments.accept(args, {})) == 2
+        assert not arguments.known(args)
+
+
+def test_another_layout_is_always_examined(remembering: Callable[..., Looks]) -> None:
+    signature = Signature("m", (ValueSpec("x", "float32", (1, 2, 3, 4)),), ())
+    arguments = Arguments(signature, (0,), remembering())
+    x = torch.randn(1, 2, 3, 4)
+    for _ in range(2):
+        (accepted,) = arguments.accept((x,), {})
+        assert accepted.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(accepted, x)
 
 
 @pytest.mark.parametrize(

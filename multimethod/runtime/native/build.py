@@ -34,7 +34,7 @@ from mmpack.multimethod.scratch import cache_root, scratch_folder
 from mmpack.multimethod.versions import installed
 
 NAME = "mmpack_native"
-UNITS = ("tensors", "log", "method", "regions", "graph", "module")
+UNITS = ("tensors", "log", "looks", "method", "calls", "regions", "graph", "module")
 """Names of the sources, each compiled apart: some include what others must not."""
 
 FLAGS = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden")

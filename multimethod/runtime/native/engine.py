@@ -20,6 +20,7 @@ from mmpack.multimethod.runtime.engine import Engine, Run, external, runtime
 from mmpack.multimethod.runtime.facts import Facts
 from mmpack.multimethod.runtime.graph import Call, Graph
 from mmpack.multimethod.runtime.image import Image
+from mmpack.multimethod.runtime.looks import REMEMBERED, Looks
 from mmpack.multimethod.runtime.native.build import build, extension
 from mmpack.multimethod.runtime.native.graph import NativeGraph
 from mmpack.multimethod.runtime.native.sharing import state_groups, weight_groups
@@ -72,6 +73,9 @@ class NativeEngine(Engine):
         )
         self._methods[name] = method
         return method.run  # type: ignore[no-any-return]
+
+    def looks(self) -> Looks:
+        return Looks(*self._extension.looks(most=REMEMBERED))
 
     def graph(self, calls: Sequence[Call]) -> Graph | None:
         names = list(dict.fromkeys(call.method for call in calls if call.method is not None))

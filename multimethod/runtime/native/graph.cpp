@@ -312,7 +312,8 @@ class Running {
       given[output] = place;
     }
 
-    std::vector<Output> outputs = method.run(inputs, given);
+    std::vector<Output> outputs(method.outputs());
+    method.run(inputs, given, outputs);
     for (size_t output = 0; output < outputs.size(); ++output) {
       if (std::get_if<Written>(&outputs[output]) != nullptr) {
         made[output].keep(*given[output]);

@@ -225,9 +225,10 @@ Method::Method(
   }
 }
 
-std::vector<Output> Method::run(
+void Method::run(
     std::span<const Input> inputs,
-    std::span<const std::optional<View>> given) {
+    std::span<const std::optional<View>> given,
+    std::span<Output> results) {
   const Turn turn(*this);
   if (!method_) {
     throw Failure("method '" + name_ + "' has been unloaded");
@@ -245,31 +246,30 @@ std::vector<Output> Method::run(
   for (size_t i = 0; i < inputs.size(); ++i) {
     set(inputs[i], i);
   }
-  std::vector<Fresh> made(results_.size());
   for (size_t i = 0; i < results_.size(); ++i) {
-    const Result& result = results_[i];
-    if (result.tensor && !result.planned) {
-      if (!fits(i, given)) {
-        made[i] = Fresh(result.sizes, result.strides, result.dtype);
-      }
-      const Error error = method_->set_output_data_ptr(
-          fits(i, given) ? given[i]->data : made[i].data(), result.bytes, i);
-      if (error != Error::Ok) {
-        fail("set_output_data_ptr failed for %s with error 0x%" PRIx32, error);
-      }
+    const Result& look = results_[i];
+    if (!look.tensor || look.planned) {
+      continue;
+    }
+    void* place = nullptr;
+    if (fits(i, given)) {
+      place = given[i]->data;
+      results[i] = Written();
+    } else {
+      place = results[i].emplace<Fresh>(look.sizes, look.strides, look.dtype).data();
+    }
+    const Error error = method_->set_output_data_ptr(place, look.bytes, i);
+    if (error != Error::Ok) {
+      fail("set_output_data_ptr failed for %s with error 0x%" PRIx32, error);
     }
   }
   const Error error = method_->execute();
   if (error != Error::Ok) {
     fail("method->execute() failed with error 0x%2$" PRIx32, error);
   }
-  std::vector<Output> outputs;
-  outputs.reserve(results_.size());
   for (size_t i = 0; i < results_.size(); ++i) {
-    const View* place = i < given.size() && given[i] ? &*given[i] : nullptr;
-    outputs.push_back(take(i, std::move(made[i]), place, fits(i, given)));
+    take(i, i < given.size() && given[i] ? &*given[i] : nullptr, results[i]);
   }
-  return outputs;
 }
 
 std::optional<View> Method::largest(size_t index) const {
@@ -325,20 +325,25 @@ bool Method::fits(size_t index, std::span<const std::optional<View>> given) cons
       std::ranges::equal(given[index]->sizes, result.sizes);
 }
 
-/// given: what the caller gave; direct: and the method wrote there.
-Output Method::take(size_t index, Fresh&& made, const View* given, bool direct) {
+/// given: what the caller gave. result: where the method wrote to, if that is not the program's.
+void Method::take(size_t index, const View* given, Output& result) {
   const EValue& value = method_->get_output(index);
   switch (value.tag) {
     case Tag::None:
-      return std::monostate();
+      result = std::monostate();
+      return;
     case Tag::Int:
-      return value.toInt();
+      result = value.toInt();
+      return;
     case Tag::Double:
-      return value.toDouble();
+      result = value.toDouble();
+      return;
     case Tag::Bool:
-      return value.toBool();
+      result = value.toBool();
+      return;
     case Tag::String:
-      return std::string(value.toString().data(), value.toString().size());
+      result = std::string(value.toString().data(), value.toString().size());
+      return;
     case Tag::Tensor:
       break;
     default:
@@ -346,35 +351,37 @@ Output Method::take(size_t index, Fresh&& made, const View* given, bool direct) 
           "output " + std::to_string(index) + " is neither a tensor nor a number nor text");
   }
   const Tensor& tensor = value.toTensor();
+  const Result& look = results_[index];
   const size_t axes = static_cast<size_t>(tensor.dim());
-  std::array<int64_t, kMostAxes> sizes;
-  std::copy(tensor.sizes().begin(), tensor.sizes().end(), sizes.begin());
-  const bool largest =
-      std::ranges::equal(std::span(sizes.data(), axes), results_[index].sizes);
+  std::array<int64_t, kMostAxes> room;
+  std::copy(tensor.sizes().begin(), tensor.sizes().end(), room.begin());
+  const std::span sizes(room.data(), axes);
+  const bool largest = std::ranges::equal(sizes, look.sizes);
+  const bool direct = std::get_if<Written>(&result) != nullptr;
   if (direct && largest) {
-    return Written();
+    return;
   }
-  if (given != nullptr && !direct && results_[index].rows &&
-      given->dtype == results_[index].dtype &&
-      std::ranges::equal(std::span(sizes.data(), axes), given->sizes)) {
+  if (given != nullptr && !direct && look.rows && given->dtype == look.dtype &&
+      std::ranges::equal(sizes, given->sizes)) {
     if (tensor.nbytes() != 0) {
       std::memcpy(given->data, tensor.const_data_ptr(), tensor.nbytes());
     }
-    return Written();
+    result = Written();
+    return;
   }
-  if (!results_[index].planned && !direct) {
+  if (Fresh* made = std::get_if<Fresh>(&result)) {
     if (!largest) {
-      made.narrow({sizes.data(), axes});
+      made->narrow(sizes);
     }
-    return std::move(made);
+    return;
   }
   std::array<int64_t, kMostAxes> strides;
   fill_strides(sizes, tensor.dim_order(), axes, strides);
-  Fresh copy({sizes.data(), axes}, {strides.data(), axes}, static_cast<int>(tensor.scalar_type()));
+  Fresh copy(sizes, {strides.data(), axes}, static_cast<int>(tensor.scalar_type()));
   if (tensor.nbytes() != 0) {
     std::memcpy(copy.data(), tensor.const_data_ptr(), tensor.nbytes());
   }
-  return copy;
+  result = std::move(copy);
 }
 
 bool Method::rows() const {

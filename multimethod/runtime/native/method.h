@@ -101,13 +101,15 @@ class Method {
 
   /// Raises Failure. The results are nobody else's.
   ///
+  /// results: one for each output, empty before.
   /// given: for each output, the caller's dense memory for it, or nothing; or none at all. It is
   /// written to if it has the output's dtype and sizes: by the method itself where the program
   /// leaves that output's place to the caller and these sizes are the largest, else with a copy.
   /// Only if it has not the output's sizes does the result stand elsewhere.
-  std::vector<Output> run(
+  void run(
       std::span<const Input> inputs,
-      std::span<const std::optional<View>> given = {});
+      std::span<const std::optional<View>> given,
+      std::span<Output> results);
 
   /// The look of an output at its largest, if it is a tensor whose rows lie in memory in their
   /// order; what it refers to is the method's.
@@ -141,7 +143,7 @@ class Method {
   const executorch::runtime::EValue& input(size_t index) const;
   void set(const Input& input, size_t index);
   bool fits(size_t index, std::span<const std::optional<View>> given) const;
-  Output take(size_t index, Fresh&& made, const View* given, bool direct);
+  void take(size_t index, const View* given, Output& result);
   [[noreturn]] void fail(const char* format, executorch::runtime::Error error) const;
 
   const std::string name_;

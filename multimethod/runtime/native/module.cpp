@@ -2,8 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bound.h"
+#include "calls.h"
 #include "graph.h"
 #include "log.h"
+#include "looks.h"
 #include "method.h"
 #include "tensors.h"
 
@@ -11,99 +14,6 @@ namespace py = pybind11;
 
 namespace mmpack {
 namespace {
-
-Input input_from(PyObject* value) {
-  if (is_tensor(value)) {
-    return view(value);
-  }
-  if (value == Py_None) {
-    return std::monostate();
-  }
-  if (PyBool_Check(value)) {
-    return value == Py_True;
-  }
-  if (PyLong_Check(value)) {
-    const int64_t whole = PyLong_AsLongLong(value);
-    if (whole == -1 && PyErr_Occurred() != nullptr) {
-      PyErr_Clear();
-      throw Failure("an integer does not fit 64 bits");
-    }
-    return whole;
-  }
-  if (PyFloat_Check(value)) {
-    return PyFloat_AS_DOUBLE(value);
-  }
-  throw Failure(
-      std::string("Unsupported python type ") + Py_TYPE(value)->tp_name +
-      ". Ensure that inputs are passed as a flat list of tensors.");
-}
-
-/// `given`: what the caller gave for it, or None.
-PyObject* output_to(Output& output, PyObject* given) {
-  if (std::get_if<Written>(&output) != nullptr) {
-    return Py_NewRef(given);
-  }
-  if (Fresh* made = std::get_if<Fresh>(&output)) {
-    return made->wrap();
-  }
-  if (const int64_t* whole = std::get_if<int64_t>(&output)) {
-    return PyLong_FromLongLong(*whole);
-  }
-  if (const double* number = std::get_if<double>(&output)) {
-    return PyFloat_FromDouble(*number);
-  }
-  if (const bool* flag = std::get_if<bool>(&output)) {
-    return PyBool_FromLong(*flag ? 1 : 0);
-  }
-  if (const std::string* text = std::get_if<std::string>(&output)) {
-    return PyUnicode_FromStringAndSize(text->data(), static_cast<Py_ssize_t>(text->size()));
-  }
-  return Py_NewRef(Py_None);
-}
-
-py::object fast_sequence(const py::handle& given, const char* otherwise) {
-  auto sequence =
-      py::reinterpret_steal<py::object>(PySequence_Fast(given.ptr(), otherwise));
-  if (!sequence) {
-    throw py::error_already_set();
-  }
-  return sequence;
-}
-
-py::list run(Method& method, const py::object& inputs_given, const py::object& out) {
-  const auto sequence = fast_sequence(inputs_given, "inputs are a sequence");
-  std::vector<Input> inputs;
-  inputs.reserve(static_cast<size_t>(PySequence_Fast_GET_SIZE(sequence.ptr())));
-  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(sequence.ptr()); ++i) {
-    inputs.push_back(input_from(PySequence_Fast_GET_ITEM(sequence.ptr(), i)));
-  }
-  py::object places;
-  std::vector<std::optional<View>> given;
-  if (!out.is_none()) {
-    places = fast_sequence(out, "out is a sequence");
-    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(places.ptr()); ++i) {
-      PyObject* place = PySequence_Fast_GET_ITEM(places.ptr(), i);
-      given.push_back(is_tensor(place) ? std::optional(view(place)) : std::nullopt);
-    }
-  }
-  std::vector<Output> outputs;
-  {
-    const py::gil_scoped_release released;
-    outputs = method.run(inputs, given);
-  }
-  py::list results(outputs.size());
-  for (size_t i = 0; i < outputs.size(); ++i) {
-    PyObject* value = output_to(
-        outputs[i],
-        i < given.size() ? PySequence_Fast_GET_ITEM(places.ptr(), static_cast<Py_ssize_t>(i))
-                         : Py_None);
-    if (value == nullptr) {
-      throw py::error_already_set();
-    }
-    PyList_SET_ITEM(results.ptr(), static_cast<Py_ssize_t>(i), value);
-  }
-  return results;
-}
 
 using PlainRows = std::tuple<size_t, size_t, int64_t, int64_t>;  // tensor, axis, start, length
 using PlainResult = std::pair<size_t, size_t>;                    // call, output
@@ -226,7 +136,9 @@ PYBIND11_MODULE(mmpack_native, module) {
           py::arg("locks"),
           py::arg("one_thread"),
           py::arg("weights"))
-      .def("run", &run, py::arg("inputs"), py::arg("out") = py::none())
+      .def_property_readonly(
+          "run",
+          [](std::shared_ptr<Method> method) { return bound<&run>("run", std::move(method)); })
       .def_property_readonly("rows", &Method::rows)
       .def("addresses", &Method::addresses)
       .def("unload", &Method::unload, py::call_guard<py::gil_scoped_release>());
@@ -242,6 +154,14 @@ PYBIND11_MODULE(mmpack_native, module) {
           py::arg("waits"),
           py::arg("workers"),
           py::arg("delays"));
+
+  module.def(
+      "looks",
+      [](size_t most) {
+        const auto looks = std::make_shared<Looks>(most);
+        return py::make_tuple(bound<&known>("known", looks), bound<&remember>("remember", looks));
+      },
+      py::arg("most"));
 
   // Its arguments: the number of the call, and what ExecuTorch had to say.
   PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> failed;

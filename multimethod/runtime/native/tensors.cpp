@@ -27,6 +27,13 @@ at::TensorBase owner(void* impl) {
       c10::intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>::reclaim(held));
 }
 
+/// What every plain tensor on the CPU is dispatched by. All that would make another one of it adds to
+/// that: sparse, nested, conjugated, negated, of no values, or seen by a transformation.
+constexpr c10::DispatchKeySet kPlain = c10::DispatchKeySet(c10::DispatchKey::CPU) |
+    c10::DispatchKeySet(c10::DispatchKey::AutocastCPU) |
+    c10::DispatchKeySet(c10::DispatchKey::AutogradCPU) |
+    c10::DispatchKeySet(c10::DispatchKey::ADInplaceOrView);
+
 c10::IntArrayRef array(std::span<const int64_t> values) {
   return {values.data(), values.size()};
 }
@@ -51,6 +58,22 @@ View view(PyObject* object) {
 std::span<const int64_t> strides(PyObject* object) {
   const auto strides = unpack(object).strides();
   return {strides.data(), strides.size()};
+}
+
+bool append_look(PyObject* object, std::vector<int64_t>& look) {
+  if (!Py_IS_TYPE(object, reinterpret_cast<PyTypeObject*>(THPVariableClass))) {
+    return false;
+  }
+  const at::TensorBase& tensor = unpack(object);
+  // In this order: others cannot be asked for sizes.
+  if (!tensor.defined() || !kPlain.has_all(tensor.key_set()) || !tensor.is_contiguous()) {
+    return false;
+  }
+  const auto sizes = tensor.sizes();
+  look.push_back(static_cast<int64_t>(tensor.scalar_type()));
+  look.push_back(static_cast<int64_t>(sizes.size()));
+  look.insert(look.end(), sizes.begin(), sizes.end());
+  return true;
 }
 
 bool reads(PyObject* tensor, uintptr_t address) {

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <vector>
 
 namespace mmpack {
 
@@ -28,6 +29,12 @@ View view(PyObject* tensor);
 
 /// Its strides, in elements; they are the tensor's.
 std::span<const int64_t> strides(PyObject* tensor);
+
+/// Appends all that a signature says of a tensor, its dtype and sizes, to `look`, in numbers that
+/// differ for what differs. False, with part of them appended or none, for anything but a plain
+/// tensor: an instance of torch.Tensor itself, dense, on the CPU, whose memory holds its elements as
+/// they are, in their order.
+bool append_look(PyObject* object, std::vector<int64_t>& look);
 
 /// Whether the engine reads the memory of torch's tensors rightly: `tensor` is any, `address` its
 /// data_ptr().
