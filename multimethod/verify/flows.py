@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from mmpack.multimethod.compile.unit import Unit
-from mmpack.multimethod.flow.execute import Flow
+from mmpack.multimethod.flow.execute import Flow, Given
+from mmpack.multimethod.flow.plan import Plan
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.verify.checked import Checked, place_of
 from mmpack.multimethod.verify.compare import difference
@@ -36,32 +37,51 @@ def verify_flow(
     examples: Sequence[Mapping[str, torch.Tensor]] = (),
 ) -> Checked:
     """Run a flow on two and a half pieces of random input, or on examples, and compare it with the
-    model's own method of the name `reference`. One that names none is not compared.
+    model's own method of the name `reference`. One that names none is not compared. One that has
+    methods for its last row is run for that alone too.
 
     least: the least signal-to-quantization-noise ratio, for a flow with quantized steps.
     """
     plan = flow.plan
-    name, at = f"flow {plan.name}", place_of(spec_file, ("flow", plan.name))
+    title, at = f"flow {plan.name}", place_of(spec_file, ("flow", plan.name))
     if plan.reference == NOTHING:
-        return Checked(name, None, tolerance, "its reference is none", place=at)
+        return Checked(title, None, tolerance, "its reference is none", place=at)
     errors: dict[str, float] = {}
     noises: dict[str, Noise] = {}
     lengths = set()
     # One that keeps state is run twice: it must not see what the first run has left there.
     seeds = (1, 2) if plan.state else (1,)
     for inputs in examples or [flow_inputs(spec_file, plan, units, seed) for seed in seeds]:
-        expected = run_reference(spec_file, plan, model, inputs)
-        got = flow.run(*inputs.values())
-        for n, e, g in zip(got._fields, expected, got, strict=True):
-            errors[n] = max(errors.get(n, 0.0), difference(e, g))
-            noises.setdefault(n, Noise()).add(e, g)
+        expected = dict(zip(plan.joins, run_reference(spec_file, plan, model, inputs), strict=True))
+        for give, told in _wanted(plan):
+            got = flow.run(*inputs.values(), give=give)._asdict()
+            for name, e in expected.items():
+                e = _last_row(e, plan.joins[name]) if give == "row" else e
+                which = f"{told} {name!r}"
+                errors[which] = max(errors.get(which, 0.0), difference(e, got[name]))
+                noises.setdefault(which, Noise()).add(e, got[name])
         first, cut = next(iter(plan.cuts.items()))
         lengths.add(inputs[first].shape[cut.axis])
     rows = "..".join(str(n) for n in sorted({min(lengths), max(lengths)}))
     if least is not None:
         worst = min(noises, key=lambda n: noises[n].sqnr)
-        where = f"output {worst!r} at {rows} rows"
+        where = f"{worst} at {rows} rows"
         sqnr = noises[worst].sqnr
-        return Checked(name, errors[worst], math.inf, where, place=at, sqnr=sqnr, least_sqnr=least)
+        return Checked(title, errors[worst], math.inf, where, place=at, sqnr=sqnr, least_sqnr=least)
     worst = max(errors, key=lambda n: errors[n])
-    return Checked(name, errors[worst], tolerance, f"output {worst!r} at {rows} rows", place=at)
+    return Checked(title, errors[worst], tolerance, f"{worst} at {rows} rows", place=at)
+
+
+def _wanted(plan: Plan) -> list[tuple[Given, str]]:
+    """What is compared of a run, and what that is called."""
+    whole: list[tuple[Given, str]] = [("all", "output")]
+    if any(step.last is not None for step in plan.steps):
+        whole.append(("row", "the last row of output"))
+    return whole
+
+
+def _last_row(expected: torch.Tensor, axis: int) -> torch.Tensor:
+    """Of what has no such axis, and so differs anyway, all."""
+    if axis >= expected.dim() or not expected.shape[axis]:
+        return expected
+    return expected.narrow(axis, -1, 1)
