@@ -84,7 +84,7 @@ def wrong_row(whole: ValueSpec, row: ValueSpec, size: int, dims: Dims) -> str | 
         return clash(whole, row, dims)
     if row_axis(whole, row, size, dims) is not None:
         return None
-    return f"expected 1 row in place of {size} of {show(whole, dims)}, got {show(row, dims)}"
+    return f"expected {show(whole, dims)} with 1 row in place of {size}, got {show(row, dims)}"
 
 
 def settled(size: int | str, dims: Dims) -> int | str:

@@ -49,7 +49,7 @@ def wrong_last(
         if source in caches:
             return f"`last` is for steps that read no cache, and this one reads {source!r}"
         if source == POSITIONS:
-            return f"`last` is for steps that take no positions, and this one takes {source!r}"
+            return f"`last` is for steps that take no {POSITIONS}, and this one does"
     for kind, ours, theirs in (
         ("input", whole.inputs, row.inputs),
         ("output", whole.outputs, row.outputs),
