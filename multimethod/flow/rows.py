@@ -26,7 +26,7 @@ def settle_rows(
     cuts: the axis of each of the caller's inputs. Raises FlowError, naming flow and step, for a
     method that cannot be a step's `last`.
     """
-    first = next((number for number, step in enumerate(steps) if step.last), len(steps))
+    first = next((n for n, step in enumerate(steps) if step.last is not None), len(steps))
     others = _given(steps[:first], signatures)
     axes = {name: axis for name, axis in cuts.items() if name not in others}
     read: dict[str, int] = {}
