@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ class _Recorder:
         self.flows: dict[str, list[Call]] = {}
         self.flows_held_back: dict[str, list[Call]] = {}
         self.sample = 0
+        self._only: Collection[str] = noted
         self._tape = tape
         self._state = noted
         self._results = {
@@ -127,14 +128,14 @@ class _Recorder:
     def begin(self, name: str, args: Any, kwargs: Any) -> list[torch.Tensor]:
         """A unit is about to be called. Its inputs, in call order."""
         self._note_state(name)
-        if name in self.calls and not self._judges():
+        if name in self._only and not self._judges():
             self.before[name].append(self._tape.write([held for _, held in self._state[name]]))
         return list(self._arguments[name].accept(args, kwargs))
 
     def end(self, name: str, inputs: Sequence[torch.Tensor], outputs: list[torch.Tensor]) -> None:
         """A unit was called."""
         self._note_state(name)
-        if name in self.calls:
+        if name in self._only:
             self._note(name, inputs, outputs)
 
     def _note(
@@ -162,6 +163,15 @@ class _Recorder:
     def note_flow(self, name: str, inputs: Mapping[str, torch.Tensor]) -> None:
         kind = self.flows_held_back if self._judges() else self.flows
         kind.setdefault(name, []).append(self._tape.write(list(inputs.values())))
+
+    @contextmanager
+    def noting(self, only: Collection[str]) -> Iterator[None]:
+        """Note the calls of no others for a while: theirs have been noted."""
+        before, self._only = self._only, only
+        try:
+            yield
+        finally:
+            self._only = before
 
     def _judges(self) -> bool:
         return self.sample % HELD_BACK == HELD_BACK - 1
@@ -196,10 +206,13 @@ class _Run:
         self.flows = {
             name: Flow(plan, recorder)
             for name, plan in plans.items()
-            if any(step.method in wanted for step in plan.steps)
+            if any(method in wanted for step in plan.steps for method in step.methods)
         }
-        stepped = {step.method for flow in self.flows.values() for step in flow.plan.steps}
-        self.hooked = {name: unit for name, unit in wanted.items() if name not in stepped}
+        steps = [step for flow in self.flows.values() for step in flow.plan.steps]
+        run = {step.method for step in steps}
+        # Of methods for the last row, those that no flow runs otherwise.
+        self.rows = {name for step in steps for name in step.methods if name in wanted} - run
+        self.hooked = {n: unit for n, unit in wanted.items() if n not in run | self.rows}
 
     def all_samples(self) -> None:
         reference = self.spec_file.spec.calibration
@@ -215,6 +228,12 @@ class _Run:
                         # Each sample begins with the state that a program begins with.
                         with kept_buffers(self.model) if flow.plan.state else nullcontext():
                             flow.run(**inputs)
+                        if self.rows.intersection(step.last for step in flow.plan.steps):
+                            with (
+                                kept_buffers(self.model) if flow.plan.state else nullcontext(),
+                                self.recorder.noting(self.rows),
+                            ):
+                                flow.run(**inputs, give="row")
                         self.recorder.note_flow(name, inputs)
                 if self.hooked:
                     self._through_model(args, kwargs)
@@ -307,7 +326,7 @@ def _unreached(
     spec_file: SpecFile, name: str, unit: Unit, plans: Mapping[str, Plan], judged: bool
 ) -> ModelError:
     """judged: samples that are held back do reach it."""
-    flows = [n for n, plan in plans.items() if any(s.method == name for s in plan.steps)]
+    flows = [n for n, plan in plans.items() if any(name in step.methods for step in plan.steps)]
     if judged:
         message = (
             f"only samples that are held back to judge the result by, which is every {HELD_BACK}th "

@@ -235,6 +235,28 @@ def test_a_step_of_a_flow_is_recorded_with_its_pieces_and_caches(
     assert torch.equal(flow_input[0], torch.arange(20.0).reshape(1, 5, 4) + 3)
 
 
+def test_a_method_for_the_last_row_is_recorded_with_it(project: Any, tmp_path: Path) -> None:
+    """And what the flow runs besides is recorded once."""
+    head = (
+        "  head.{n}:\n    {each: {n: [chunk, one]}, module: second, target: q, outputs: u,\n"
+        '    inputs: {input: [1, "{n}", 4]}}\nflow:'
+    )
+    step = "- {run: head.chunk, with: {input: w}, last: head.one}\n    outputs: [u]"
+    spec = FLOW.replace("flow:", head).replace("    outputs: [w]", f"      {step}")
+    project.model(MODEL).spec(spec, head=HEAD.replace("chunk: 2", "chunk: 2, one: 1"))
+    examples, model = recorded(project, tmp_path)
+    assert [len(calls(examples, name)) for name in ("back", "head.chunk", "head.one")] == [9, 9, 3]
+    assert len(calls(examples, "back", held_back=True)) == 3
+    for i, (row,) in enumerate(calls(examples, "head.one")):
+        x = torch.arange(20.0).reshape(1, 5, 4) + i
+        rows = torch.cat([x + 1, torch.zeros(1, 1, 4)], 1)
+        expected = model.second(model.first(x)) + rows.mean(1, keepdim=True)
+        assert torch.allclose(row, expected[:, -1:])
+    assert len(calls(examples, "head.one", held_back=True)) == 1
+    built = project.build()
+    assert [flow.right for flow in built.flows] == [True]
+
+
 def test_what_is_calibrated_is_compiled_anew_for_other_examples_only(
     project: Any, tmp_path: Path
 ) -> None:

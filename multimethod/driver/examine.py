@@ -119,7 +119,7 @@ def settle(
         state = decide(spec_file, touched, whole=len(touched) == len(spec_file.methods))
     plans = {}
     for name in spec_file.spec.flow:
-        if all(step.run in signatures for step in spec_file.steps[name]):
+        if all(m in signatures for step in spec_file.steps[name] for m in step.methods):
             with found.gather():
                 plans[name] = _plan_flow(made, name, signatures, state)
     with found.gather():

@@ -12,11 +12,12 @@ from attrs import evolve, frozen
 
 from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.flow.context import Context, require_room
-from mmpack.multimethod.flow.execute import Flow, Scheduled
+from mmpack.multimethod.flow.execute import Flow
 from mmpack.multimethod.flow.optimum import optimum
 from mmpack.multimethod.flow.plan import Plan
 from mmpack.multimethod.flow.policies import POLICIES, out_of_order
 from mmpack.multimethod.flow.program import Program, load
+from mmpack.multimethod.flow.runner import Scheduled
 from mmpack.multimethod.flow.simulate import Schedule, lower_bound, simulate
 from mmpack.multimethod.flow.tasks import Tasks, make_pieces, make_tasks
 from mmpack.multimethod.flow.trace import Span, measured

@@ -39,11 +39,14 @@ def one_tensor(plans: Iterable[Plan], state: State, calibrated: Collection[str])
                     given: object = ("cache", source)
                 else:
                     given = values.get(source, ("flow", plan.name, source))
-                groups.join(given, (step.method, ("input", name)))
+                for method in step.methods:
+                    groups.join(given, (method, ("input", name)))
             for name, cache in step.appends:
                 groups.join(("cache", cache), (step.method, ("output", name)))
             for name, target in step.outputs:
                 values[target] = (step.method, ("output", name))
+                for method in step.methods[1:]:
+                    groups.join(values[target], (method, ("output", name)))
     for buffer, methods in state.shared.items():
         for method in methods:
             groups.join(("buffer", buffer), (method, ("state", buffer)))

@@ -131,7 +131,7 @@ def _doubtful(parts: Parts, verified: Verified) -> frozenset[str]:
     for flow in verified.flows:
         if not flow.right:
             steps = parts.spec_file.steps[flow.name.removeprefix("flow ")]
-            wrong |= {step.run for step in steps if step.run}
+            wrong.update(*(step.methods for step in steps))
     return frozenset(wrong - (parts.objects.compiled - parts.objects.rebound))
 
 

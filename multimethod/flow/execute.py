@@ -10,28 +10,24 @@ logits = prefill.run(tokens, schedule="out-of-order", lanes={"npu": 1, "cpu": 1}
 from __future__ import annotations
 
 from collections import namedtuple
-from collections.abc import Mapping, Sequence
-from time import perf_counter
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from mmpack.multimethod.errors import FlowError, MmpackError, nearest
-from mmpack.multimethod.flow.caches import append, cut_piece, joined, positions, storage, visible
+from mmpack.multimethod.errors import FlowError, nearest
 from mmpack.multimethod.flow.context import Context, require_own, require_room, rewind
-from mmpack.multimethod.flow.dispatch import TaskFailed
 from mmpack.multimethod.flow.inputs import bound, length_of, wrong
-from mmpack.multimethod.flow.orders import Orders, Pipelined
-from mmpack.multimethod.flow.pipelines import Callables, Pipelines
-from mmpack.multimethod.flow.plan import Plan, Step
-from mmpack.multimethod.flow.tasks import Piece, Tasks, lasting, make_pieces
+from mmpack.multimethod.flow.last import LastRow
+from mmpack.multimethod.flow.pipelines import Callables
+from mmpack.multimethod.flow.plan import Plan
+from mmpack.multimethod.flow.runner import Runner, Scheduled
+from mmpack.multimethod.flow.tasks import make_pieces
 from mmpack.multimethod.flow.trace import Span
 from mmpack.multimethod.flow.work import Times, settled_workers
-from mmpack.multimethod.spec.flow_walk import POSITIONS
 from mmpack.multimethod.targets.base import CPU
 
-Scheduled = Literal["serial", "in-order", "out-of-order"]
-Given = Literal["all", "last", "none"]
+Given = Literal["all", "last", "row", "none"]
 
 
 class Flow:
@@ -44,11 +40,11 @@ class Flow:
         self, plan: Plan, methods: Callables, lanes: Mapping[str, str] | None = None
     ) -> None:
         self.plan = plan
-        self.lanes = {step.method: CPU for step in plan.steps} | dict(lanes or {})
+        used = (name for step in plan.steps for name in step.methods)
+        self.lanes = dict.fromkeys(used, CPU) | dict(lanes or {})
         self._methods = methods
-        self._orders = Orders()
-        self._lasting = lasting(plan)
-        self._pipelines = Pipelines(plan, methods, self.lanes)
+        self._whole = Runner(plan, methods, self.lanes)
+        self._last = LastRow(plan, methods, self.lanes, self._whole)
         self._result = namedtuple(f"{plan.name}_outputs", list(plan.joins))  # type: ignore[misc]
 
     @property
@@ -56,11 +52,12 @@ class Flow:
         """Method -> seconds of a call, or of one on each piece, by which "out-of-order" plans.
         Where nothing was set, what the pipelined run took that had most pieces so far, or the
         second of those."""
-        return self._orders.times
+        return self._whole.times or self._last.runner.times
 
     @times.setter
     def times(self, times: Times) -> None:
-        self._orders.times = times
+        for runner in (self._whole, self._last.runner):
+            runner.times = times
 
     def run(
         self,
@@ -85,7 +82,10 @@ class Flow:
         "out-of-order", whatever keeps the lanes busy. The outputs are the same to the bit. If a
         call fails in a pipeline the others that run come to their end, and a FlowError names it.
         give: outputs of "all" rows; of those of the "last" piece, or of "none" (None is returned):
-        then steps of the other pieces that only serve their outputs are not run.
+        then steps of the other pieces that only serve their outputs are not run. "row": outputs of
+        the last row alone; steps with `last` are not run, but their methods for one row, on one,
+        when all else is over. These may round otherwise than the methods that read a piece; the
+        bits are the same in all schedules.
         trace: gets a Span for each call.
         """
         context = context if context is not None else Context()
@@ -98,16 +98,14 @@ class Flow:
             raise wrong(self.plan, f"give={give!r}: expected one of {', '.join(get_args(Given))}")
         begin = context.position
         pieces = make_pieces(self.plan, begin, length)
-        given = {"all": pieces, "last": pieces[-1:], "none": ()}[give]
         spans: list[Span] = []
-        outputs: Mapping[str, Tensor]
+        fed, how = (inputs, pieces, context.caches, spans), (schedule, workers)
         try:
-            if schedule == "serial":
-                outputs = self._serial(inputs, pieces, context.caches, spans, given)
+            if give == "row":
+                outputs = self._last.run(*fed, *how)
             else:
-                outputs = self._pipelined(
-                    inputs, pieces, context.caches, spans, given, schedule, workers
-                )
+                given = {"all": pieces, "last": pieces[-1:], "none": ()}[give]
+                outputs = self._whole.run(*fed, given, *how)
             context.position = begin + length
         except BaseException:
             rewind(self.plan, context, begin)
@@ -119,86 +117,6 @@ class Flow:
         if give == "none":
             return None
         return self._result(*(outputs[name] for name in self.plan.joins))
-
-    def _serial(
-        self,
-        inputs: Mapping[str, Tensor],
-        pieces: Sequence[Piece],
-        caches: dict[str, Tensor],
-        spans: list[Span],
-        given: Sequence[Piece],
-    ) -> dict[str, Tensor]:
-        """Each piece through all steps, one after another."""
-        outputs: dict[str, list[Tensor]] = {name: [] for name in self.plan.joins}
-        for piece in pieces:
-            start = piece.number * self.plan.size
-            values = {
-                name: cut_piece(inputs[name], cut, start, piece.rows)
-                for name, cut in self.plan.cuts.items()
-            }
-            values[POSITIONS] = positions(piece.first, piece.rows, self.plan.size)
-            for number, step in enumerate(self.plan.steps):
-                if piece not in given and number not in self._lasting:
-                    continue
-                began = perf_counter()
-                self._step(step, values, piece, caches)
-                lane = self.lanes[step.method]
-                spans.append(Span(step.method, number, piece, lane, 0, began, perf_counter()))
-            for name, axis in self.plan.joins.items() if piece in given else ():
-                outputs[name].append(values[name].narrow(axis, 0, piece.rows))
-        return joined(self.plan, outputs)
-
-    def _step(
-        self, step: Step, values: dict[str, Tensor], piece: Piece, caches: dict[str, Tensor]
-    ) -> None:
-        specs = self.plan.caches
-        result = self._methods[step.method](
-            **{
-                name: visible(caches[source], specs[source], piece.end)
-                if source in specs
-                else values[source]
-                for name, source in step.inputs
-            }
-        )
-        for output, name in step.appends:
-            cache = storage(caches, name, specs[name])
-            append(cache, specs[name], getattr(result, output), piece.first, piece.rows)
-        for output, name in step.outputs:
-            values[name] = getattr(result, output)
-
-    def _pipelined(
-        self,
-        inputs: Mapping[str, Tensor],
-        pieces: Sequence[Piece],
-        caches: dict[str, Tensor],
-        spans: list[Span],
-        given: Sequence[Piece],
-        schedule: Pipelined,
-        workers: Mapping[str, int],
-    ) -> dict[str, Tensor]:
-        """All pieces at once, each call when what it needs is there and its lane is free."""
-        pipeline = self._pipelines.pipeline(tuple(pieces), tuple(given))
-        tasks = pipeline.tasks
-        order = self._orders.order(tasks, self.lanes, workers, schedule)
-        try:
-            outputs, ran = pipeline.run(inputs, caches, order, workers)
-        except TaskFailed as failed:
-            if isinstance(failed.error, KeyboardInterrupt):
-                raise failed.error  # noqa: B904 (it is what it was)
-            raise self._failure(tasks, failed) from failed.error
-        for one in ran:
-            if one.task in pipeline.idle:
-                continue
-            step, piece = tasks.at(one.task)
-            name = tasks.method(one.task)
-            spans.append(Span(name, step, piece, self.lanes[name], one.worker, one.begin, one.end))
-        self._orders.note(spans)
-        return outputs
-
-    def _failure(self, tasks: Tasks, failed: TaskFailed) -> FlowError:
-        _, piece = tasks.at(failed.task)
-        told = str(failed.error) if isinstance(failed.error, MmpackError) else repr(failed.error)
-        return wrong(self.plan, f"method {tasks.method(failed.task)!r} failed on {piece}: {told}")
 
     def _workers(self, schedule: str, lanes: Mapping[str, int] | None) -> dict[str, int]:
         known = get_args(Scheduled)

@@ -16,6 +16,7 @@ from collections.abc import Collection, Mapping
 from attrs import evolve, field, frozen
 
 from mmpack.multimethod.errors import FlowError, nearest
+from mmpack.multimethod.flow.rows import settle_rows
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
 from mmpack.multimethod.spec import SpecFile
 from mmpack.multimethod.spec.edges import agree, growing_axis, settled
@@ -45,19 +46,28 @@ class CacheSpec:
 @frozen
 class Step:
     """One call: `inputs` as (input name, name in the flow), `outputs` as (output name, name in the
-    flow), `appends` as (output name, cache)."""
+    flow), `appends` as (output name, cache). `last`: the method that makes the last row alone; None
+    without one, and where a piece is a row."""
 
     method: str
     inputs: tuple[tuple[str, str], ...]
     outputs: tuple[tuple[str, str], ...]
     appends: tuple[tuple[str, str], ...]
+    last: str | None = None
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The one that is called for a piece, and `last`."""
+        return (self.method,) if self.last is None else (self.method, self.last)
 
 
 @frozen
 class Plan:
     """A flow, ready to run. `joins` maps each of the caller's outputs to the axis along which its
     pieces are joined again. `state` maps each buffer that the steps reach to all methods of the
-    program that do; `limit` is how many positions these steps take, None without such."""
+    program that do; `limit` is how many positions these steps take, None without such. `rows` maps
+    each name that steps with `last` read of what others, or the caller, give to the axis of its
+    rows."""
 
     name: str
     cuts: Mapping[str, Cut]
@@ -68,6 +78,7 @@ class Plan:
     size: int
     state: Mapping[str, tuple[str, ...]] = field(factory=dict)
     limit: int | None = None
+    rows: Mapping[str, int] = field(factory=dict)
 
 
 def expanded_flows(spec_file: SpecFile) -> dict[str, FlowSpec]:
@@ -106,7 +117,21 @@ def make_plan(
     plan = _Planner(name, dict(flow.cut), signatures).plan(flow)
     methods = {step.method for step in plan.steps}
     state = {b: users for b, users in kept.buffers.items() if methods.intersection(users)}
+    _require_none_kept(name, flow, kept.buffers)
     return evolve(plan, state=state, limit=_limit(plan, state, kept.ranges))
+
+
+def _require_none_kept(name: str, flow: FlowSpec, buffers: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise FlowError for a step with `last` that keeps state: rows would be missing in it."""
+    for number, step in enumerate(flow.steps):
+        for method in step.methods if step.last is not None else ():
+            buffer = next((b for b, users in buffers.items() if method in users), None)
+            if buffer is not None:
+                raise FlowError(
+                    f"flow {name!r}: `last` is for steps that keep no state, and method {method!r} "
+                    f"has some, the buffer {buffer!r}",
+                    ("steps", name, number, "last"),
+                )
 
 
 def _limit(
@@ -163,6 +188,8 @@ class _Planner:
             self.at = ("steps", self.name, number, "run")
             # Of no other methods: a foreign one may use the names otherwise.
             self.dims.update(self._signature(step).dims)
+            if step.last is not None and step.last in self.signatures:
+                self.dims.update(self.signatures[step.last].dims)
         self.at = ("flow", self.name, "cut")
         self.size = self._piece_size()
         planned = tuple(self._step(number, step) for number, step in enumerate(flow.steps))
@@ -178,7 +205,28 @@ class _Planner:
             if output not in self.values:
                 raise self.error(f"no step gives {output!r}{nearest(output, self.values)}")
             joins[output] = self._piece_axis(*self.values[output])
-        return Plan(self.name, self.cuts, self.caches, planned, joins, flow.reference, self.size)
+        return Plan(
+            self.name,
+            self.cuts,
+            self.caches,
+            planned,
+            joins,
+            flow.reference,
+            self.size,
+            rows=self._rows(flow, joins),
+        )
+
+    def _rows(self, flow: FlowSpec, joins: Mapping[str, int]) -> dict[str, int]:
+        axes = {name: cut.axis for name, cut in self.cuts.items()}
+        steps, known = flow.steps, (self.signatures, axes, self.appended, self.size, self.dims)
+        read, given = settle_rows(self.name, steps, *known)
+        for number, (output, axis) in enumerate(joins.items()):
+            found = {**read, **given}.get(output, axis)
+            if found != axis:
+                self.at = ("flow", self.name, "outputs", number)
+                told = f"pieces of {output!r} are joined along axis {axis}"
+                raise self.error(f"{told}, a step's `last` has its rows along axis {found}")
+        return read
 
     def _piece_size(self) -> int:
         sizes: dict[int, Dim] = {}
@@ -227,7 +275,8 @@ class _Planner:
         gives = tuple((n, step.gives.get(n, n)) for n in outputs if n not in step.append)
         for output, target in gives:
             self.values[target] = (step.run, outputs[output])
-        return Step(step.run, inputs, gives, tuple(step.append.items()))
+        last = step.last if self.size > 1 else None
+        return Step(step.run, inputs, gives, tuple(step.append.items()), last)
 
     def _edge(self, reader: Signature, wanted: ValueSpec, source: str) -> None:
         where = f"{reader.method}.{wanted.name}"

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mmpack.multimethod.errors import FlowError
 from mmpack.multimethod.flow.context import Context
-from mmpack.multimethod.flow.execute import Flow, Given, Scheduled
+from mmpack.multimethod.flow.execute import Flow, Given
 from mmpack.multimethod.flow.program import Program
+from mmpack.multimethod.flow.runner import Scheduled
 
 TOKENS, LOGITS = "tokens", "logits"
 LIMITS = ("get_max_context_len", "get_max_seq_len")
@@ -33,17 +34,16 @@ class Decoder:
     lanes: Mapping[str, int] | None = None
 
     def prepare(self, program: Program) -> None:
-        """Load all methods into the runtime."""
+        """Load all methods that are run into the runtime."""
         for flow in (self.read, self.decode):
             for step in flow.plan.steps:
-                program[step.method].prepare()
+                program[step.last or step.method].prepare()
 
     def feed(self, flow: Flow, tokens: list[int], context: Context) -> Tensor:
         """Run a flow: the logits [vocabulary] of what comes after the last token."""
-        outputs = self._run(flow, tokens, context, "last")
-        logits = getattr(outputs, LOGITS)
-        last: Tensor = logits.select(flow.plan.joins[LOGITS], -1).flatten()
-        return last
+        outputs = self._run(flow, tokens, context, "row")
+        logits: Tensor = getattr(outputs, LOGITS)
+        return logits.flatten()
 
     def skip(self, flow: Flow, tokens: list[int], context: Context) -> None:
         """Run a flow on tokens that others follow: nobody wants their logits."""

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from mmpack.multimethod.errors import CallError, counted
 from mmpack.multimethod.flow.context import Context
-from mmpack.multimethod.flow.execute import Scheduled
 from mmpack.multimethod.flow.program import Program
+from mmpack.multimethod.flow.runner import Scheduled
 from mmpack.multimethod.generate.decoder import Decoder, find_decoder
 from mmpack.multimethod.generate.sample import Sampler
 

@@ -62,7 +62,11 @@ def _steps(decoder: Decoder, choices: Choices, n: str) -> Lines:
             _step(attention, {"with": cache}),
             _step(f"layers.{{i}}.output_mlp.{n}", {}),
         ]
-    return [*lines, *(f"    - {step}" for step in inner), f"- lm_head.{n}"]
+    head = f"- lm_head.{n}"
+    if choices.chunk > 1:
+        comment = "where only the last logits are wanted"
+        head = f'- {{run: "lm_head.{n}", last: lm_head.one}} # {comment}'
+    return [*lines, *(f"    - {step}" for step in inner), head]
 
 
 def _step(run: str, more: Mapping[str, str]) -> str:

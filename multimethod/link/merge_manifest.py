@@ -89,8 +89,9 @@ def _follow(part: Any, names: Mapping[str, str]) -> Any:
     if not isinstance(part, dict):
         return part
     made = dict(part)
-    if isinstance(run := made.get("run"), str):
-        made["run"] = names.get(run, run)
+    for key in ("run", "last"):
+        if isinstance(method := made.get(key), str):
+            made[key] = names.get(method, method)
     if "steps" in made:
         made["steps"] = _follow(made["steps"], names)
     return made

@@ -64,6 +64,29 @@ def clash(one: ValueSpec, other: ValueSpec, dims: Dims) -> str | None:
     return f"{ends}: {_axes(axes)}" if axes else None
 
 
+def row_axis(whole: ValueSpec, row: ValueSpec, size: int, dims: Dims) -> int | None:
+    """The one axis in which the two differ, where `whole` has a piece's `size` and `row` 1; or None
+    if there is no such axis, or more that differ."""
+    if _kind(whole, row) is not None:
+        return None
+    sizes = [
+        (settled(a, dims), settled(b, dims))
+        for a, b in zip(whole.shape or (), row.shape or (), strict=True)
+    ]
+    axes = [axis for axis, (a, b) in enumerate(sizes) if a != b]
+    return axes[0] if len(axes) == 1 and sizes[axes[0]] == (size, 1) else None
+
+
+def wrong_row(whole: ValueSpec, row: ValueSpec, size: int, dims: Dims) -> str | None:
+    """Why a method for one row cannot have `row` where one for pieces of `size` has `whole`, or
+    None."""
+    if size == 1:
+        return clash(whole, row, dims)
+    if row_axis(whole, row, size, dims) is not None:
+        return None
+    return f"expected {show(whole, dims)} with 1 row in place of {size}, got {show(row, dims)}"
+
+
 def settled(size: int | str, dims: Dims) -> int | str:
     """A size with a fixed dim as its number: the two are the same thing."""
     dim = dims.get(size) if isinstance(size, str) else None

@@ -13,6 +13,7 @@ from mmpack.multimethod.errors import nearest
 from mmpack.multimethod.signature import Dim
 from mmpack.multimethod.spec.flow_walk import POSITIONS, Walk
 from mmpack.multimethod.spec.input_rules import wrong_dim_name
+from mmpack.multimethod.spec.last_rules import check_last
 from mmpack.multimethod.spec.mistakes import Finding, Findings, Keys
 from mmpack.multimethod.spec.partial import Draft
 from mmpack.multimethod.spec.precision_rules import check_sqnr
@@ -50,6 +51,7 @@ def _flow(name: str, flow: FlowSpec, spoilt: frozenset[str], draft: Draft) -> Fi
         return
     for number, step in enumerate(draft.flows[name].steps):
         yield from walk.step(number, step.item)
+    yield from check_last(walk, [step.item for step in draft.flows[name].steps])
     yield from _outputs(flow, keys, walk)
     if not walk.unseen:
         yield from _unread(flow, keys, walk)
@@ -86,7 +88,12 @@ def _forms(steps: tuple[StepSpec, ...], keys: Keys) -> Iterator[Finding]:
             yield Finding(here, "expected `run`, or `each` and `steps`")
         elif step.steps and not step.each:
             yield Finding(here, "`steps` stand only beside `each`")
-        for name, given in (("with", step.with_), ("gives", step.gives), ("append", step.append)):
+        for name, given in (
+            ("with", step.with_),
+            ("gives", step.gives),
+            ("append", step.append),
+            ("last", step.last),
+        ):
             if given and step.run is None:
                 message = f"`{name}` stands only beside `run`"
                 yield Finding((*here, name), message, at_key=True)

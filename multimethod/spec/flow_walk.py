@@ -47,7 +47,7 @@ class Walk:
     def step(self, number: int, step: StepSpec) -> Findings:
         keys: Keys = ("steps", self.flow, number)
         yield from self.known(number, step)
-        method = self._method(step)
+        method = self.method(step.run)
         if method is not None:
             yield from self._names(step, method, keys)
         yield from self._reads(step, method, keys)
@@ -56,14 +56,15 @@ class Walk:
         self._give(step, method)
 
     def known(self, number: int, step: StepSpec) -> Findings:
-        """Whether there is the method that a step runs."""
-        assert step.run is not None
-        if self._method(step) is None and not self.draft.lost("methods", step.run):
-            message = unknown("method", step.run, self.draft.methods)
-            yield Finding(("steps", self.flow, number, "run"), message)
+        """Whether there are the methods that a step names."""
+        for key, name in (("run", step.run), ("last", step.last)):
+            known = name is None or self.method(name) is not None
+            if name is not None and not known and not self.draft.lost("methods", name):
+                message = unknown("method", name, self.draft.methods)
+                yield Finding(("steps", self.flow, number, key), message)
 
-    def _method(self, step: StepSpec) -> MethodSpec | None:
-        expanded = self.draft.methods.get(step.run or "")
+    def method(self, name: str | None) -> MethodSpec | None:
+        expanded = self.draft.methods.get(name or "")
         return expanded.item if expanded is not None else None
 
     def _names(self, step: StepSpec, method: MethodSpec, keys: Keys) -> Findings:
@@ -105,11 +106,11 @@ class Walk:
         here = (*keys, "with", name) if name in step.with_ else (*keys, "run")
         message = self._missing(source)
         if message is None:
-            message = self._mismatch(source, self._value(name, given))
+            message = self._mismatch(source, self.value(name, given))
         if message is not None:
             yield Finding(here, f"input {name!r} of {step.run}: {message}")
 
-    def _value(self, name: str, given: InputSpec) -> ValueSpec | None:
+    def value(self, name: str, given: InputSpec) -> ValueSpec | None:
         """None if the shape or the dtype is wrong in itself, which is told where it stands."""
         sizes = (size for size in given.shape if isinstance(size, str))
         right = given.dtype in DTYPES and all(size in self.dims for size in sizes)
@@ -168,7 +169,7 @@ class Walk:
         if given is None or self.draft.spec.flow[self.flow].reference != "forward":
             return None
         shape = tuple(dim if n == axis else size for n, size in enumerate(given.shape))
-        return self._value(source, attrs.evolve(given, shape=shape))
+        return self.value(source, attrs.evolve(given, shape=shape))
 
     def _wrong_positions(self, reader: ValueSpec | None) -> str | None:
         dim = next(iter(self.cut.values()), None)

@@ -126,14 +126,23 @@ class StepSpec:
     append: output name -> cache. The output's rows are appended to that cache, which grows along
         the one axis where the output's shape and the shape of its readers differ. The flow has
         the output only as that cache then.
+    last: the method that makes the last row of the outputs from the last row of the inputs. It is
+        run in place of the step where a run's last row alone is wanted. Steps behind one with
+        `last` have one too; they append nothing, keep no state, and read no cache and no positions.
     """
 
     run: str | None = None
     with_: dict[str, str] = field(factory=dict)
     gives: dict[str, str] = field(factory=dict)
     append: dict[str, str] = field(factory=dict)
+    last: str | None = None
     each: Each = field(factory=dict)
     steps: tuple[StepSpec, ...] = ()
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Those that it names."""
+        return tuple(name for name in (self.run, self.last) if name is not None)
 
 
 @frozen

@@ -83,7 +83,7 @@ def verify_program(
     for name in flows:
         progress.start(f"flow {name}")
         program.reset()
-        steps = [checked[step.run] for step in spec_file.steps[name] if step.run]
+        steps = [checked[method] for step in spec_file.steps[name] for method in step.methods]
         tolerance = max(step.tolerance for step in steps)
         least = least_of_flow(flows[name].sqnr, steps)
         flow = program.flow(name)

@@ -53,6 +53,24 @@ def test_places_that_one_tensor_passes() -> None:
     }
 
 
+def test_a_method_for_the_last_row_has_the_same_tensors() -> None:
+    steps = [
+        Step("mlp", (("x", "x"),), (("x", "x"),), ()),
+        Step("norm", (("x", "x"),), (("y", "x"),), (), "norm.one"),
+        Step("head", (("x", "x"),), (("z", "z"),), (), "head.one"),
+    ]
+    every = {"mlp", "norm", "norm.one", "head", "head.one"}
+    groups = one_tensor([plan("prefill", steps)], State({}, {}, {}), every)
+    assert {frozenset(group) for group in groups} == {
+        frozenset([("mlp", ("output", "x")), *((m, ("input", "x")) for m in ("norm", "norm.one"))]),
+        frozenset([
+            *((m, ("output", "y")) for m in ("norm", "norm.one")),
+            *((m, ("input", "x")) for m in ("head", "head.one")),
+        ]),
+        frozenset((m, ("output", "z")) for m in ("head", "head.one")),
+    }  # fmt: skip
+
+
 def test_all_ends_of_a_tensor_get_its_whole_range() -> None:
     ranges = {
         "a": {("output", "y"): (-1.0, 2.0), ("input", "x"): (0.0, 9.0)},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mmpack.multimethod.errors import FlowError
-from mmpack.multimethod.flow.plan import Cut, make_plan
+from mmpack.multimethod.flow.plan import Cut, Kept, make_plan
 from mmpack.multimethod.signature import Dim, Signature, ValueSpec
 from mmpack.multimethod.spec.records import FlowSpec, StepSpec
 
@@ -46,13 +46,14 @@ def planned(
     steps: list[Any],
     cut: dict[str, str] | None = None,
     outputs: list[str] | None = None,
+    kept: Kept | None = None,
 ) -> Any:
     flow = FlowSpec(
         cut=cut if cut is not None else {"x": "chunk"},
         steps=tuple(StepSpec(run=s) if isinstance(s, str) else StepSpec(**s) for s in steps),
         outputs=tuple(outputs or ["y"]),
     )
-    return make_plan("go", flow, {m.method: m for m in methods})
+    return make_plan("go", flow, {m.method: m for m in methods}, kept)
 
 
 QKV = method("qkv", ["x: [batch, chunk, 3]"], ["q: [1, 4, 3]", "k: [1, 4, 3]"])
@@ -270,3 +271,144 @@ def test_what_does_not_fit_is_refused(
     assert str(caught.value).startswith("flow 'go': ")
     assert says in str(caught.value)
     assert not str(caught.value).endswith(";")
+
+
+HEAD = method("head", ["y: [1, chunk, 3]", "x: [batch, chunk, 3]"], ["z: [1, 4, 9]"])
+ONE = method("one", ["x: [1, 1, 3]", "y: [batch, one, 3]"], ["z: [1, 1, 9]"])
+LAST: dict[str, Any] = {"run": "head", "last": "one"}
+
+
+def test_a_plan_knows_where_the_rows_are_that_are_taken_alone() -> None:
+    plan = planned([QKV, ATTEND, HEAD, ONE], [*STEPS, LAST], outputs=["z", "y"])
+    assert plan.rows == {"y": 1, "x": 1}
+    assert [step.methods for step in plan.steps] == [("qkv",), ("attend",), ("head", "one")]
+    square = method("square", ["x: [4, chunk]"], ["y: [4, 4]"])
+    column = method("column", ["x: [4, one]"], ["y: [4, 1]"])
+    assert planned([square, column], [{"run": "square", "last": "column"}]).rows == {"x": 1}
+
+
+def test_what_such_steps_give_each_other_is_not_taken_from_elsewhere() -> None:
+    again = {**LAST, "with_": {"y": "z"}, "gives": {"z": "w"}}
+    first = {"run": "a", "last": "b", "gives": {"y": "z"}}
+    a = method("a", ["y: [1, chunk, 3]"], ["y: [1, 4, 3]"])
+    b = method("b", ["y: [1, one, 3]"], ["y: [1, 1, 3]"])
+    methods = [QKV, ATTEND, HEAD, ONE, a, b]
+    assert planned(methods, [*STEPS, first, again], outputs=["w", "z"]).rows == {"y": 1, "x": 1}
+
+
+def test_where_a_piece_is_a_row_nothing_is_taken_alone() -> None:
+    plan = planned([A_ROW], [{"run": "row", "last": "row"}], {"x": "one"})
+    assert plan.rows == {} and plan.steps[0].last is None
+
+
+A_ROW = method("row", ["x: [batch, one, 3]"], ["y: [1, 1, 3]"])
+
+
+@pytest.mark.parametrize(
+    ("others", "last", "says"),
+    [
+        ([], {"last": "oen"}, "there is no method 'oen'; did you mean 'one'?"),
+        (
+            [method("one", ["x: [1, 1, 3]", "w: [1, one, 3]"], ["z: [1, 1, 9]"])],
+            {},
+            "one has the inputs x, w; expected those of head: y, x",
+        ),
+        (
+            [method("one", ["x: [1, 1, 3]", "y: [1, one, 3]"], ["z: [1, 1, 9]", "w: [1]"])],
+            {},
+            "one has the outputs z, w; expected those of head: z",
+        ),
+        (
+            [method("one", ["x: [1, 1, 3]", "y: [1, chunk, 3]"], ["z: [1, 1, 9]"])],
+            {},
+            "input 'y' of one: expected float32[1, chunk=4, 3] with 1 row in place of 4, got "
+            "float32[1, chunk=4, 3]",
+        ),
+        (
+            [method("one", ["x: [1, 1, 3]", "y: [1, one, 3] int64"], ["z: [1, 1, 9]"])],
+            {},
+            "with 1 row in place of 4, got int64[1, one=1, 3]",
+        ),
+        (
+            [method("one", ["x: [1, 1, 3]", "y: [1, one, 3]"], ["z: [1, 1, 8]"])],
+            {},
+            "output 'z' of one: expected float32[1, 4, 9] with 1 row in place of 4, got "
+            "float32[1, 1, 8]",
+        ),
+    ],
+)
+def test_what_is_no_method_for_the_last_row(
+    others: list[Signature], last: dict[str, Any], says: str
+) -> None:
+    methods = [QKV, ATTEND, HEAD, ONE, *others]
+    with pytest.raises(FlowError) as caught:
+        planned(methods, [*STEPS, {**LAST, **last}], outputs=["z"])
+    assert str(caught.value).startswith("flow 'go': ") and says in str(caught.value)
+    assert caught.value.keys == ("steps", "go", 2, "last")
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (0, "`last` is for steps that append nothing, and this one appends to 'keys'"),
+        (1, "`last` is for steps that read no cache, and this one reads 'keys'"),
+        (2, "attend stands behind a, which has `last: a`, so it must have a `last` too"),
+    ],
+)
+def test_steps_that_cannot_have_such_a_method(number: int, says: str) -> None:
+    steps: list[Any] = [dict(step) for step in STEPS]
+    if number < 2:
+        steps[number]["last"] = "one"
+    else:
+        steps.insert(0, {"run": "a", "last": "row", "gives": {"y": "u"}})
+    a = method("a", ["x: [batch, chunk, 3]"], ["y: [1, 4, 3]"])
+    with pytest.raises(FlowError) as caught:
+        planned([QKV, ATTEND, ONE, a, A_ROW], steps)
+    says = says.replace("attend stands", "qkv stands").replace("last: a", "last: row")
+    assert says in str(caught.value)
+
+
+def test_positions_are_not_of_one_row() -> None:
+    where = method("where", ["positions: [chunk] int64"], ["y: [4]"])
+    row = method("row", ["positions: [1] int64"], ["y: [1]"])
+    with pytest.raises(FlowError, match="is for steps that take no positions"):
+        planned([A, where, row], ["a", {"run": "where", "last": "row"}])
+
+
+def test_rows_lie_along_one_axis() -> None:
+    square = method("square", ["x: [4, chunk]"], ["y: [4, 4]"])
+    rows = method("rows", ["x: [1, 4]"], ["y: [1, 4]"])
+    turned = method("turned", ["x: [4, one]"], ["y: [1, 4]"])
+    wide = method("wide", ["y: [4, 4]"], ["z: [4, 4]"])
+    tall = method("tall", ["y: [4, 1]"], ["z: [4, 1]"])
+    methods = [square, rows, turned, wide, tall]
+    by_column: Any = {"run": "square", "last": "turned"}
+    for steps, says in (
+        (
+            [{"run": "square", "last": "rows"}],
+            "the rows of 'x' are along axis 1, rows takes one along axis 0",
+        ),
+        (
+            [by_column],
+            "pieces of 'y' are joined along axis 1, a step's `last` has its rows along axis 0",
+        ),
+        (
+            [by_column, {"run": "wide", "last": "tall"}],
+            "the rows of 'y' are along axis 0, tall takes one along axis 1",
+        ),
+    ):
+        with pytest.raises(FlowError) as caught:
+            planned(methods, steps)
+        assert says in str(caught.value)
+
+
+@pytest.mark.parametrize("keeper", ["head", "one"])
+def test_state_is_kept_by_neither(keeper: str) -> None:
+    kept = Kept({"m.seen": (keeper,)})
+    with pytest.raises(FlowError) as caught:
+        planned([QKV, ATTEND, HEAD, ONE], [*STEPS, LAST], outputs=["z"], kept=kept)
+    assert str(caught.value) == (
+        f"flow 'go': `last` is for steps that keep no state, and method {keeper!r} has some, the "
+        "buffer 'm.seen'"
+    )
+    assert caught.value.keys == ("steps", "go", 2, "last")

@@ -55,6 +55,16 @@ def test_what_is_no_flow(way: list[Any], tmp_path: Path) -> None:
             assert isinstance(error.value, FormatError) and told.startswith(f"{path}: manifest: ")
 
 
+def test_what_is_no_method_for_the_last_row(tmp_path: Path) -> None:
+    (tmp_path / "a.pte").write_bytes(case("mlp"))
+    path = tmp_path / "x.pte"
+    for odd in (3, "x", "", [], {}, ["forward"], True, "forward"):
+        flow = changed(["steps", 0, "last"], odd)
+        link([tmp_path / "a.pte"], path, manifest=Manifest(flow={"go": flow}))
+        with pytest.raises((FormatError, FlowError), match="flow 'go'"):
+            _ = load(path).flows
+
+
 def test_the_place_of_a_mistake_is_told(tmp_path: Path) -> None:
     (tmp_path / "a.pte").write_bytes(case("mlp"))
     path = tmp_path / "x.pte"

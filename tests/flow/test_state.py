@@ -286,3 +286,21 @@ class TestBuilds:
         project.model(everything).spec(SPEC.replace(prefill[0], ""))
         with pytest.raises(VerifyError, match="flow decode: output 'y' at 3 rows is off by"):
             project.build()
+
+    def test_a_method_for_the_last_row_that_keeps_rows(self, project: Any) -> None:
+        counting = """
+        dims: {chunk: 4}
+        methods:
+          line: {module: line, target: plain, inputs: {input: [chunk, 3]}, outputs: y}
+          one: {module: ".", call: count, target: plain, inputs: {input: [1, 3]}, outputs: y}
+        state: {private: [mean.rows]}
+        flow:
+          go: {cut: {input: chunk}, steps: [{run: line, last: one}], outputs: [y], reference: none}
+        """
+        count = "    def count(self, input):\n        self.mean.rows[:1] += input\n"
+        count += "        return self.line(input) + 0 * self.mean.rows[:1]\n"
+        project.model(MODEL + count).spec(counting)
+        with pytest.raises(FlowError) as caught:
+            project.build()
+        assert re.search(r"spec\.yaml:\d+:\d+: flow\.go\.steps\[0\]\.last: ", str(caught.value))
+        assert "method 'one' has some, the buffer 'mean.rows'" in str(caught.value)

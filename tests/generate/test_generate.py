@@ -175,10 +175,29 @@ def test_a_generation_is_a_conversation_of_its_own(program: Program) -> None:
     assert list(zip(one, other, strict=True)) == [(t, t) for t in alone]
 
 
+@pytest.fixture(scope="module")
+def one_row(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Program:
+    """The adder, with `last: lm_head.one` in its prompt's flow."""
+    assert program.manifest is not None
+    flow = program.manifest.flow
+    *others, head = flow["prefill"]["steps"]
+    flow = {
+        **flow,
+        "prefill": {**flow["prefill"], "steps": [*others, {**head, "last": "lm_head.one"}]},
+    }
+    return changed(program, tmp_path_factory.mktemp("one_row") / "adder.pte", flow=flow)
+
+
+@pytest.mark.parametrize(
+    ("name", "computed"),
+    [("program", ["lm_head.chunk", "lm_head.one"]), ("one_row", ["lm_head.one", "lm_head.one"])],
+)
 def test_only_the_last_logits_of_a_prompt_are_computed(
-    program: Program, monkeypatch: pytest.MonkeyPatch
+    name: str, computed: list[str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those of the whole prompt would be much: 200 MB for 1000 tokens of 50,000 words."""
+    """Those of the whole prompt would be much: 200 MB for 1000 tokens of 50,000 words. Where the
+    flow has a method for one row, not even a piece's."""
+    program: Program = request.getfixturevalue(name)
     heads = []
     call = type(program["lm_head.chunk"]).__call__
 
@@ -199,8 +218,17 @@ def test_only_the_last_logits_of_a_prompt_are_computed(
     list(generate(program, tokens, max_tokens=2))
     pieces = -(-len(tokens) // 32)
     assert pieces > 3
-    assert lengths == [*[0] * (pieces - 1), len(tokens) - 32 * (pieces - 1), 1]
-    assert [name for name in heads if "head" in name] == ["lm_head.chunk", "lm_head.one"]
+    assert lengths == [*[0] * (pieces - 1), 1, 1]
+    assert [name for name in heads if "head" in name] == computed
+
+
+def test_with_a_method_for_one_row_the_answer_is_the_same(
+    program: Program, one_row: Program, model: nn.Module
+) -> None:
+    tokens = prompt(6)
+    written = list(generate(one_row, tokens, max_tokens=5))
+    assert written == list(generate(program, tokens, max_tokens=5)) == eagerly(model, tokens, 5)
+    assert one_row["lm_head.chunk"]._run is None  # it was not even loaded
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 
 from mmpack.multimethod.signature import Dim, ValueSpec
-from mmpack.multimethod.spec.edges import agree, clash, growing_axis
+from mmpack.multimethod.spec.edges import agree, clash, growing_axis, row_axis, wrong_row
 
 DIMS = {
     dim.name: dim
@@ -81,7 +81,39 @@ def test_clash(one: tuple[int | str, ...], other: tuple[int | str, ...], possibl
     assert (clash(value(*other), value(*one), DIMS) is None) is possible
 
 
+@pytest.mark.parametrize(
+    ("whole", "row", "size", "axis"),
+    [
+        ((1, 32, 8), (1, 1, 8), 32, 1),
+        (("chunk", "kv"), (1, "kv"), 32, 0),
+        ((32, "chunk"), (32, 1), 32, 1),
+        ((32, "chunk"), (1, 1), 32, None),
+        ((1, 32, 8), (1, 32, 8), 32, None),
+        ((1, 32, 8), (1, 2, 8), 32, None),
+        ((1, 32, 8), (1, 32, 1), 32, None),
+        ((1, 32, 8), (1, 8), 32, None),
+        (("kv", 8), (1, 8), 32, None),
+    ],
+)
+def test_rows(
+    whole: tuple[int | str, ...], row: tuple[int | str, ...], size: int, axis: int | None
+) -> None:
+    assert row_axis(value(*whole), value(*row), size, DIMS) == axis
+    assert (wrong_row(value(*whole), value(*row), size, DIMS) is None) is (axis is not None)
+    assert wrong_row(value(*whole), value(*row, dtype="int8"), size, DIMS) is not None
+
+
+def test_where_a_piece_is_a_row_nothing_differs() -> None:
+    assert wrong_row(value(1, 8), value(1, 8), 1, DIMS) is None
+    assert wrong_row(value(1, 8), value(1, 7), 1, DIMS) == (
+        "float32[1, 8] and float32[1, 7]: axis 1 differs"
+    )
+
+
 def test_what_is_said() -> None:
+    assert wrong_row(value("chunk", 8), value(2, 8), 32, DIMS) == (
+        "expected float32[chunk=32, 8] with 1 row in place of 32, got float32[2, 8]"
+    )
     half = value(1, "kv", 96, dtype="float16")
     assert agree(half, value(1, "kv", 96), DIMS) == (
         "gives float16[1, kv=32..512:32, 96], takes float32[1, kv=32..512:32, 96]: "

@@ -167,7 +167,7 @@ def of_each_size(base: str, each: str = EACH) -> str:
 
 
 def test_a_flow_for_each(base: str, load: Load) -> None:
-    text = of_each_size(base)
+    text = of_each_size(base).replace('run: "head.{n}"', 'last: head.one, run: "head.{n}"')
     file = load(text)
     assert {name: flow.cut for name, flow in file.spec.flow.items()} == {
         "prefill": {"tokens": "chunk"},
@@ -179,9 +179,16 @@ def test_a_flow_for_each(base: str, load: Load) -> None:
         *("layers.0.qkv.one", "attention.one", "layers.1.qkv.one", "attention.one"),
         "head.one",
     ]
+    for name in ("prefill", "decode"):
+        assert [step.last for step in file.steps[name]] == [None] * 5 + ["head.one"]
+        assert file.steps[name][5].methods == (file.steps[name][5].run, "head.one")
     lines = text.splitlines()
     assert "cut:" in lines[file.locate(("flow", "decode", "cut", "tokens"))[0] - 1]
     assert "head" in lines[file.locate(("steps", "decode", 5, "run"))[0] - 1]
+    with pytest.raises(
+        SpecError, match=r"flow\.\{name\}\.steps\[2\]\.last: no method is called 'hd.chunk"
+    ):
+        load(text.replace("last: head.one", 'last: "hd.{n}"'))
 
 
 STEPS = [

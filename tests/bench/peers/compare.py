@@ -82,7 +82,8 @@ def _made(folder: Path) -> dict[str, list[str]]:
 
 
 def _program(folder: Path, precision: str, what: str) -> Path:
-    """read: cut in three a layer, in pieces of the prompt alone; write: one method, for a token."""
+    """read: cut in three a layer, in pieces of the prompt alone, and the logits of its last token;
+    write: one method, for a token."""
     from mmpack.multimethod import build
     from mmpack.multimethod.init import Choices, init
     from mmpack.multimethod.init.choices import Target
@@ -96,10 +97,10 @@ def _program(folder: Path, precision: str, what: str) -> Path:
     init(folder, spec, Choices(CHUNK, CONTEXT, split, cpu=target))
     text = spec.read_text()
     if what == "read":
-        text = text.replace("n: [chunk, one]", "n: [chunk]")
+        body, head = text.split("  lm_head.{n}:")
+        text = "  lm_head.{n}:".join([body.replace("n: [chunk, one]", "n: [chunk]"), head])
         text = text.replace("name: [prefill, decode], n: {cycle: [chunk, one]}",
                             "name: [prefill], n: {cycle: [chunk]}")  # fmt: skip
-        text = re.sub(r"  one: 1 .*\n", "", text)
     else:
         text = re.sub(r"  prefill:\n.*?\n\n", "", text, count=1, flags=re.DOTALL)
         text = text.replace("name: [prefill, decode], n: {cycle: [chunk, one]}",

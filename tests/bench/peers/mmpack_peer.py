@@ -32,7 +32,7 @@ class Packed:
                 self.write(token)
         self.context.position = len(tokens)
         out = self.reader.run(
-            torch.tensor([tokens]), schedule="out-of-order", lanes=self.workers, give="last"
+            torch.tensor([tokens]), schedule="out-of-order", lanes=self.workers, give="row"
         )
         logits: numpy.ndarray = out.logits[0, -1].numpy()
         return logits
