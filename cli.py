@@ -317,6 +317,7 @@ def run(
               default="serial", show_default=True, help="How the prompt is read.")  # fmt: skip
 @LANES
 @THREADS
+@DATA
 def generate(
     program: Path,
     prompt: str | None,
@@ -413,6 +414,7 @@ def schedule(
               default="out-of-order", show_default=True, help="How calls are ordered.")  # fmt: skip
 @LANES
 @THREADS
+@DATA
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="Write a trace for Perfetto or chrome://tracing (JSON).")  # fmt: skip
 @click.option("--gantt", type=click.Path(dir_okay=False, path_type=Path),
@@ -426,6 +428,7 @@ def trace(
     schedule: Any,
     lanes: str | None,
     threads: str | None,
+    data: Path | None,
     output: Path | None,
     gantt: Path | None,
     times: Path | None,
@@ -441,7 +444,7 @@ def trace(
 
     for path in (output, gantt, times):
         if path is not None:
-            refuse_overwriting(path, [program])
+            refuse_overwriting(path, [program] if data is None else [program, data])
     traced = trace_flow(
         program,
         flow,
@@ -449,6 +452,7 @@ def trace(
         schedule=schedule,
         lanes=option_text.lanes(lanes),
         threads=option_text.threads(threads),
+        data=data,
     )
     write_traced(traced, output, gantt, times)
     click.echo(traced_summary(traced))

@@ -110,10 +110,13 @@ def trace_flow(
     schedule: Scheduled = "out-of-order",
     lanes: Mapping[str, int] | None = None,
     threads: Threads = None,
+    data: Path | None = None,
 ) -> Traced:
     """Run a flow on `rows` rows of random input, twice: the first time loads its methods and
-    measures them, by which the second is planned, and that one is told. threads: as of `load`."""
-    program = load(path, threads=threads)
+    measures them, by which the second is planned, and that one is told. threads, data: as of
+    `load`.
+    """
+    program = load(path, threads=threads, data=data)
     chosen = program.flow(flow)
     inputs = _random_inputs(program, chosen.plan, rows)
     spans: list[Span] = []

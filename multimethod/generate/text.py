@@ -38,15 +38,16 @@ def continue_text(
     system: str | None = None,
     tokenizer: Path | None = None,
     threads: Threads = None,
+    data: Path | None = None,
     **options: Any,
 ) -> Text:
     """What a program writes after a text; or, in a chat, what it answers.
 
     chat: the text is what a user says to the model, after the `system` message if there is one.
     tokenizer: a folder with a tokenizer.json, in place of the program's own.
-    threads: as of `load`. options: those of `generate`.
+    threads, data: as of `load`. options: those of `generate`.
     """
-    program = load(path, threads=threads)
+    program = load(path, threads=threads, data=data)
     find_decoder(program)  # whoever has no language model needs no tokenizer
     words = _tokenizer(program, tokenizer)
     if chat:
@@ -68,11 +69,12 @@ def continue_tokens(
     *,
     tokenizer: Path | None = None,
     threads: Threads = None,
+    data: Path | None = None,
     **options: Any,
 ) -> Text:
     """The same without any text: numbers of tokens, with commas between. It ends at those that
     `eos_token_id` in the program's files, or the folder's, names."""
-    program = load(path, threads=threads)
+    program = load(path, threads=threads, data=data)
     files = program.files if tokenizer is None else files_of(tokenizer)
     end = read_settings(files, str(tokenizer or program.path)).end
     made = generate(program, prompt, stop=end, **options)

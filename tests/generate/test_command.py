@@ -86,6 +86,24 @@ def test_text_is_that_of_eager_pytorch(chat: list[str], path: Path, model: nn.Mo
     assert said[3] == "the text is at its end"
 
 
+@pytest.mark.parametrize("schedule", ["serial", "out-of-order"])
+def test_weights_may_be_anywhere(path: Path, tmp_path: Path, schedule: str) -> None:
+    link([path], tmp_path / "lean.pte", data="weights.ptd")
+    (tmp_path / "far").mkdir()
+    expected = mmpack(path, "--prompt", TEXT)
+    beside = mmpack(tmp_path / "lean.pte", "--prompt", TEXT, "--schedule", schedule)
+    data = (tmp_path / "weights.ptd").rename(tmp_path / "far" / "weights.ptd")
+    assert data.stat().st_size > 5 * (tmp_path / "lean.pte").stat().st_size
+    far = ["--data", data, "--schedule", schedule]
+    told = mmpack(tmp_path / "lean.pte", "--prompt", TEXT, *far)
+    assert expected.exit_code == 0 and beside.stdout == told.stdout == expected.stdout
+    run = CliRunner().invoke(main, [
+        "trace", str(tmp_path / "lean.pte"), "prefill", "--rows", "9", "--data", str(data),
+    ])  # fmt: skip
+    assert run.exit_code == 0, run.output
+    assert mmpack(tmp_path / "lean.pte", "--prompt", TEXT).exit_code != 0
+
+
 def test_the_prompt_is_read_by_a_pipeline(
     bare: Path, native_engine: type[Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
