@@ -39,6 +39,49 @@ assert result[0].numel() and "executorch.exir" not in sys.modules
 """
 
 
+TOGETHER = """
+import sys, threading, time
+import torch
+from mmpack.multimethod.stock_runtime import binding
+import executorch
+wrong, begun = [], threading.Barrier(9)
+def work(number):
+    begun.wait()
+    time.sleep(0.003 * number)
+    try:
+        if number % 2:
+            from executorch.exir import to_edge
+        assert binding()._get_operator_names()
+    except BaseException as error:
+        wrong.append(f"{number}: {error!r}")
+threads = [threading.Thread(target=work, args=(number,)) for number in range(9)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert not wrong, wrong
+import executorch.exir
+assert executorch.exir.to_edge is sys.modules["executorch.exir"].to_edge
+"""
+ALONE = """
+import sys
+from mmpack.multimethod.stock_runtime import binding
+binding()
+assert not hasattr(sys.modules["executorch"], "exir")
+import executorch.exir._warnings
+assert executorch.exir.to_edge and executorch.exir._warnings.ExperimentalWarning
+"""
+
+
+def test_several_threads_at_once() -> None:
+    """Some of which want the compiler."""
+    subprocess.run([sys.executable, "-c", TOGETHER], check=True)
+
+
+def test_nothing_is_left_in_its_place() -> None:
+    subprocess.run([sys.executable, "-c", ALONE], check=True)
+
+
 def test_the_compiler_is_not_imported_and_can_be_afterwards() -> None:
     subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", WITHOUT], check=True)
 

@@ -194,6 +194,8 @@ class Compiler:
             overview.made(name, LIKE_ANOTHER)
             rebound.add(name)
         answers += lower(name for name in missing if name in waiting - rebound)
+        if means.spare is not None:  # all that was missing was made from what the cache has
+            means.spare.dismiss()
         _require_all(answers)
         return Objects(
             {name: objects[name] for name in self._units},

@@ -43,7 +43,7 @@ class Answer:
     unwritten: the error is that a file could not be written or read, as on a full disk.
     memory: bytes that the worker has had resident at most, in all its jobs; 0 if it died.
     own_memory: the same for this job alone; None where that cannot be told.
-    seconds: how long the worker was at it; None for its first, which waits for torch.
+    seconds: how long the worker was at it; None for its first, which may wait for its imports.
     """
 
     job: Job

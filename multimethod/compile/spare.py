@@ -1,5 +1,6 @@
 """A worker begun before there is work for it: it imports torch and ExecuTorch's compiler, which
-takes some seconds, while its parent makes the model and exports the first methods.
+takes some seconds, while its parent makes the model and exports the first methods. It has the
+environment and the working directory that the parent had then.
 """
 
 from __future__ import annotations

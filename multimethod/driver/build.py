@@ -87,7 +87,10 @@ def _begun(spec_file: SpecFile, store: Cache, opened: ExitStack) -> Spare | None
     if backend.external or cores() < 2:
         return None
     environment = backend.environment(backend.options(target.options))
-    return opened.enter_context(spare(environment, store.scratch("spare.log")))
+    try:
+        return opened.enter_context(spare(environment, store.scratch("spare.log")))
+    except OSError:  # no process, or no file, is to be had; perhaps none will be needed
+        return None
 
 
 def _require_backends(spec_file: SpecFile) -> None:

@@ -59,7 +59,9 @@ class Orders:
         return self._made[key]
 
     def note(self, spans: Sequence[Span]) -> None:
-        """Learn from a whole run."""
+        """Learn from a whole run, of which nothing is left if nothing of it was wanted."""
+        if not spans:
+            return
         pieces = 1 + max(span.piece.number for span in spans)
         more = 0 <= self._pieces < pieces
         if more or (self._cold and pieces == self._pieces):

@@ -25,7 +25,8 @@ KEPT = 8
 
 
 class Callables(Protocol):
-    """Methods by name; each takes its inputs by name and gives a named tuple."""
+    """Methods by name; each takes its inputs by name and gives a named tuple of tensors that are
+    nobody else's: a flow passes them on."""
 
     def __getitem__(self, name: str, /) -> Callable[..., Any]: ...
 

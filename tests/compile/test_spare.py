@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 
 from mmpack.multimethod.compile import process
+from mmpack.multimethod.compile import spare as compile_spare
 from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.process import Answer, Job, Worker
 from mmpack.multimethod.compile.spare import Spare, spare
+from mmpack.multimethod.driver import build as driver
+from mmpack.multimethod.driver import stages
+from mmpack.multimethod.errors import ModelError
 
 from .processes import wait_for_end
 
@@ -108,6 +112,7 @@ import sys
 from unittest.mock import patch
 from mmpack.multimethod import build
 from mmpack.multimethod.compile import process
+from mmpack.multimethod.compile import spare as compile_spare
 from mmpack.multimethod.driver import build as driver
 begun = []
 class Worker(process.Worker):
@@ -141,3 +146,97 @@ def test_a_build_begins_one_where_it_has_a_core_for_it(
     for expected in ("1 1", "1 0" if cores > 1 else "0 0"):
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         assert told.split("\n")[-2] == expected
+
+
+class Fake:
+    """A worker that does nothing, and can be asked whether it still is there."""
+
+    alive = True
+
+    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+        self.environment = environment
+
+    def kill(self) -> None:
+        self.alive = False
+
+    def close(self) -> None:
+        self.alive = False
+
+
+LAYERS = """
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(6))
+"""
+METHODS = """
+    methods:
+      f.{i}: {each: {i: 0..%d}, module: "layers.{i}", target: cpu, inputs: {input: [1, 8]}}
+"""
+
+
+def test_it_goes_before_linking_where_no_method_has_to_be_lowered(
+    project: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though some are missing: they are made from what the cache has."""
+    begun: list[Fake] = []
+
+    def begin(*args: Any) -> Fake:
+        begun.append(Fake(*args))
+        return begun[-1]
+
+    def linked(*args: Any) -> Any:
+        assert [worker.alive for worker in begun] == [False]
+        return link_parts(*args)
+
+    link_parts = stages.link_parts
+    project.model(LAYERS).spec(METHODS % 3)
+    project.build(cache=tmp_path / "cache")
+    project.spec(METHODS % 5)
+    monkeypatch.setattr(driver, "cores", lambda: 2)
+    monkeypatch.setattr(compile_spare, "Worker", begin)
+    monkeypatch.setattr(stages, "link_parts", linked)
+    report = project.build(cache=tmp_path / "cache")
+    assert report.compiled == report.rebound == 2
+
+
+@pytest.mark.parametrize("error", [BlockingIOError("no process"), OSError("no file")])
+def test_a_build_does_without_one_where_none_can_be_begun(
+    project: Any, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    def begin(*args: Any) -> Fake:
+        raise error
+
+    project.model(MODEL).spec("methods: {f: {module: '.', target: cpu, inputs: {x: [3]}}}")
+    monkeypatch.setattr(driver, "cores", lambda: 2)
+    monkeypatch.setattr(compile_spare, "Worker", begin)
+    project.build()
+    assert project.output.is_file()
+
+
+@pytest.mark.parametrize("wrong", ["the factory", "a user's Ctrl-C"])
+def test_it_does_not_outlive_a_build_that_fails(
+    project: Any, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    begun: list[Fake] = []
+
+    def begin(*args: Any) -> Fake:
+        begun.append(Fake(*args))
+        return begun[-1]
+
+    project.model(MODEL).spec("methods: {f: {module: '.', target: cpu, inputs: {x: [3]}}}")
+    monkeypatch.setattr(driver, "cores", lambda: 2)
+    monkeypatch.setattr(compile_spare, "Worker", begin)
+    if wrong == "the factory":
+        project.model("def Model():\n    raise ValueError('no model today')\n")
+        with pytest.raises(ModelError):
+            project.build()
+    else:
+        monkeypatch.setattr(stages, "assemble", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            project.build()
+    assert [worker.alive for worker in begun] == [False]
+
+
+def interrupted(*args: Any) -> Any:
+    raise KeyboardInterrupt

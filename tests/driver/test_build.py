@@ -453,13 +453,23 @@ def test_what_the_cache_cannot_tell_apart_is_compiled_again(project: Any, verify
     assert torch.equal(load(project.output).run_method("f", x).y, 3 * x)
 
 
-def test_what_is_wrong_with_a_spec_is_told_without_torch(project: Project, tmp_path: Path) -> None:
-    project.spec("methods: {f: {module: '.', target: cpu, inputs: {x: [3}}}")
+@pytest.mark.parametrize(
+    ("mistake", "error"),
+    [
+        ("methods: {f: {module: '.', target: cpu, inputs: {x: [3}}}", "SpecError"),
+        ("methods: {f: {module: '.', target: gpu, inputs: {x: [3]}}}", "SpecError"),
+        ("methods: {f: {module: '.', target: cpu, inputs: {x: [many]}}}", "SpecError"),
+    ],
+)
+def test_what_is_wrong_with_a_spec_is_told_without_torch(
+    project: Project, tmp_path: Path, mistake: str, error: str
+) -> None:
+    project.spec(mistake)
     code = (
         "import sys\nfrom mmpack.multimethod import build\n"
-        "from mmpack.multimethod.errors import SpecError\n"
-        "try:\n    build(sys.argv[1], sys.argv[2])\nexcept SpecError:\n"
-        "    sys.exit('torch' in sys.modules)"
+        f"from mmpack.multimethod.errors import {error}\n"
+        f"try:\n    build(sys.argv[1], sys.argv[2])\nexcept {error}:\n"
+        "    sys.exit('torch' in sys.modules)\nelse:\n    sys.exit(2)"
     )
     command = [sys.executable, "-c", code, str(project.path), str(tmp_path / "out.pte")]
     assert subprocess.run(command, check=False).returncode == 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import math
 import random
 from collections import namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from mmpack.multimethod.flow.program import Program, load
 from mmpack.multimethod.flow.trace import Span
 from mmpack.multimethod.link import link
 from mmpack.multimethod.report.inspection import inspect
+from mmpack.multimethod.verify.checked import Checked
 
 from ..compile.projects import HEAD, Project
 from . import test_execute
@@ -30,6 +33,7 @@ from .test_parallel import Fakes, any_plan
 from .test_parallel import rows as fake_rows
 from .works import BOTH, lanes
 
+verify_program: Any = importlib.import_module("mmpack.multimethod.verify.program")
 SCHEDULES: tuple[Any, ...] = ("serial", "in-order", "out-of-order")
 
 MODEL = test_execute.MODEL.partition("class Model")[0] + (
@@ -329,3 +333,23 @@ def test_a_flow_of_such_steps_alone() -> None:
         got = Flow(plan, methods).run(x, context=context, schedule=schedule, give="row")
         assert torch.equal(got.y, x[-1:] * 2 + 1) and methods.calls == {"head.one": 1}
         assert context.position == 9
+
+
+@pytest.mark.parametrize(("flow", "methods"), [("prefill", 4), ("decode", 4)])
+def test_methods_for_the_last_row_do_not_lower_what_a_quantized_flow_is_held_to(
+    project: Project, monkeypatch: pytest.MonkeyPatch, flow: str, methods: int
+) -> None:
+    """Noise adds up over the steps of a run; a method for the last row runs in place of one."""
+
+    def checked(program: Program, units: Mapping[str, Any], *_: Any) -> dict[str, Checked]:
+        return {name: Checked(name, 0.0, 1.0, "", sqnr=30.0, least_sqnr=20.0) for name in units}
+
+    def held(flow: Flow, *args: Any) -> Checked:
+        found[flow.plan.name] = args[-2]
+        return Checked(flow.plan.name, 0.0, 1.0, "")
+
+    found: dict[str, float] = {}
+    monkeypatch.setattr(verify_program, "verify_methods", checked)
+    monkeypatch.setattr(verify_program, "verify_flow", held)
+    verify_program.verify(project.output, project.path)
+    assert found[flow] == pytest.approx(20.0 - 10 * math.log10(methods))

@@ -39,3 +39,10 @@ def test_what_was_set_stays() -> None:
         for pieces in (2, 2, 5):
             orders.note(spans(pieces, 3.0))
         assert orders.times == {"f": 1.0}
+
+
+def test_a_run_of_which_nothing_was_wanted_tells_nothing() -> None:
+    orders = Orders()
+    orders.note(spans(1, 2.0))
+    orders.note([])
+    assert orders.times == {"f": [2.0]}

@@ -31,6 +31,8 @@ pybind11::object bound(const char* name, std::shared_ptr<State> state) {
       PyErr_NoMemory();
     } catch (const std::exception& error) {
       PyErr_SetString(PyExc_RuntimeError, error.what());
+    } catch (...) {
+      PyErr_SetString(PyExc_RuntimeError, "an exception of an unknown kind");
     }
     return nullptr;
   };
