@@ -310,9 +310,11 @@ NOT_IN_OBJECTS = {
     "compile/pool.py",
     "compile/process.py",
     "compile/sources.py",
+    "compile/spare.py",
     "compile/worker.py",
     "plain.py",
     "scratch.py",
+    "stock_runtime.py",
     # They only refuse, or tell.
     "collect.py",
     "compile/users_code.py",
