@@ -285,7 +285,8 @@ class _Crew:
             self._call(address, there.drop, [key])
             return self._failed(job, address, done["error"], done.get("unwritten", False))
         answer = self._receive(address, job, done)
-        self._call(address, there.drop, [key, done["object"]])
+        with suppress(_Lost):  # it is here; what the worker has of it, it sweeps
+            self._call(address, there.drop, [key, done["object"]])
         return answer
 
     def _failed(self, job: Job, address: str, error: str, unwritten: bool) -> Answer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,14 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs. One that ended and was not waited for does not."""
+    """Whether a process runs, or holds files and locks. One that ended and was not waited for does
+    not; but of one that is killed the first thread may have ended before the others."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
+        threads = os.listdir(f"/proc/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return status.rpartition(")")[2].split()[0] != "Z"
+    return status.rpartition(")")[2].split()[0] != "Z" or len(threads) > 1
 
 
 def wait_for_end(pids: list[int]) -> None:
