@@ -1,15 +1,13 @@
 """ExecuTorch's own fused attention for CPUs, `llama::custom_sdpa`.
 
 It goes over keys in blocks, so scores are never stored whole, and shares heads of keys without
-copies. Importing this file registers the operator with PyTorch; the runtime gets it from the same
-library (`runtime/operators.py`).
+copies. The runtime has it from the library that PyTorch has it from (`runtime/kernels.py`).
 
 Source: ExecuTorch 1.5, `extension/llm/custom_ops/op_sdpa_impl.h`.
 """
 
 from __future__ import annotations
 
-import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401, it registers the operator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -44,6 +42,8 @@ class CustomSdpa(nn.Module):
         -> [B, S, heads * head_dim]. mask: that of `visible`, if there is one already."""
         scale = q.shape[-1] ** -0.5 if self.scaling is None else self.scaling
         exporting = torch.compiler.is_exporting()
+        if exporting:  # here, since it imports torch._inductor, and nothing else wants the operator
+            import executorch.extension.llm.custom_ops.custom_ops  # noqa: F401, it registers it
         if exporting and self.needs_no_mask(q.shape[1]):
             # As far as there are keys: the operator does not look whether there are.
             last = positions[0].clamp(0, k.shape[1] - 1).item()

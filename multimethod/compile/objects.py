@@ -285,6 +285,10 @@ class Compiler:
         )
 
 
+EXECUTORCH_OPERATORS = {"llama": "executorch.extension.llm.custom_ops.custom_ops"}
+"""Namespace of operators that come with ExecuTorch -> the module that registers them."""
+
+
 def _registering(program: ExportedProgram, module: nn.Module) -> Code:
     """What a worker must import to know the program's operators; nothing for PyTorch's own."""
     names = {
@@ -295,7 +299,9 @@ def _registering(program: ExportedProgram, module: nn.Module) -> Code:
     if names <= {"aten", "prim", "prims"}:
         return Code()
     homes = {base.__module__ for inside in module.modules() for base in type(inside).__mro__}
-    return carried(sorted(h for h in homes if not h.startswith(("_mmpack_", "torch", "builtins"))))
+    homes = {h for h in homes if not h.startswith(("_mmpack_", "torch", "builtins"))}
+    homes |= {module for name, module in EXECUTORCH_OPERATORS.items() if name in names}
+    return carried(sorted(homes))
 
 
 def _require_all(answers: list[Answer]) -> None:

@@ -57,15 +57,21 @@ class Answer:
 
 class Worker:
     """A warm process for jobs that want this environment. `log` gets what it prints before its
-    first job."""
+    first job. expected: backend and options of jobs that are to come, for which it gets ready."""
 
-    def __init__(self, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        log: Path,
+        environment: Mapping[str, str],
+        expected: tuple[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.environment = environment
         self._early = log
         self._warm = False
+        told = () if expected is None else (expected[0], json.dumps(expected[1]))
         with open(log, "ab") as early:
             self._process = subprocess.Popen(
-                COMMAND,
+                [*COMMAND, *told],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=early,

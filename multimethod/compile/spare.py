@@ -1,6 +1,6 @@
-"""A worker begun before there is work for it: it imports torch and ExecuTorch's compiler, which
-takes some seconds, while its parent makes the model and exports the first methods. It has the
-environment and the working directory that the parent had then.
+"""A worker begun before there is work for it: it imports torch and ExecuTorch's compiler and warms
+up, which takes some seconds, while its parent makes the model and exports the first methods. It has
+the environment and the working directory that the parent had then.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from mmpack.multimethod.compile.process import Worker
 
@@ -35,10 +36,12 @@ class Spare:
 
 
 @contextmanager
-def spare(environment: Mapping[str, str], log: Path) -> Iterator[Spare]:
-    """A worker that is there as long as nobody takes it. `log` gets what it prints before its
-    first job."""
-    made = Spare(Worker(log, environment))
+def spare(
+    environment: Mapping[str, str], log: Path, backend: str, options: Mapping[str, Any]
+) -> Iterator[Spare]:
+    """A worker that is there as long as nobody takes it, for jobs of a backend with these options.
+    `log` gets what it prints before its first job."""
+    made = Spare(Worker(log, environment, (backend, options)))
     try:
         yield made
     finally:

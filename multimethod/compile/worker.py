@@ -2,6 +2,8 @@
 
 Whatever a job prints, from Python or from C++, goes to that job's log file. The process stays
 warm between jobs, and ends when stdin does: at once, so that it does not outlive a killed parent.
+One that is begun before there is work is told the backend and the options, as JSON, of what is to
+come, and lowers something for these first.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def main() -> None:
     keep_no_blocks()
     jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
-    _get_ready()
+    _get_ready(*sys.argv[1:])
     most = 0
     while True:
         job = jobs.get()
@@ -50,11 +52,17 @@ def main() -> None:
         _forget()
 
 
-def _get_ready() -> None:
-    """Import what takes seconds and all jobs need, before there is one."""
+def _get_ready(backend: str | None = None, options: str = "{}") -> None:
+    """Do what takes seconds and is done once a process, before there is a job."""
     collect_seldom()
     with suppress(Exception):  # then the first job meets it too, and has a log for it
         import mmpack.multimethod.compile.lower  # noqa: F401
+
+        if backend is not None:
+            from mmpack.multimethod.compile.warm import warm_up
+
+            warm_up(backend, json.loads(options))
+            _forget()
 
 
 def _forget() -> None:

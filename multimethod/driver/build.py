@@ -88,7 +88,8 @@ def _begun(spec_file: SpecFile, store: Cache, opened: ExitStack) -> Spare | None
         return None
     environment = backend.environment(backend.options(target.options))
     try:
-        return opened.enter_context(spare(environment, store.scratch("spare.log")))
+        log = store.scratch("spare.log")
+        return opened.enter_context(spare(environment, log, target.backend, target.options))
     except OSError:  # no process, or no file, is to be had; perhaps none will be needed
         return None
 

@@ -89,7 +89,7 @@ def test_one_that_has_died_is_replaced(job: Any, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("fake")
 def test_nobody_takes_it(tmp_path: Path) -> None:
-    with spare({}, tmp_path / "early.log") as made:
+    with spare({}, tmp_path / "early.log", "portable", {}) as made:
         assert made._worker is not None
         pid = made._worker.pid
     wait_for_end([pid])
@@ -105,6 +105,25 @@ def test_what_killed_it_before_its_first_job_is_in_the_log_of_that(
     (answer,) = run([job("a")], Spare(worker))
     assert answer.error == (f"a: the compiler process died (exit code 1)\n  log: {answer.job.log}")
     assert answer.job.log.read_text() == "out of everything\n"
+
+
+ECHO = """
+import json, sys
+sys.stdin.readline()
+print(json.dumps({"memory": 0, "own_memory": 0, "told": sys.argv[1:]}))
+"""
+
+
+def test_it_is_told_what_it_is_to_get_ready_for(
+    job: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "COMMAND", (sys.executable, "-c", ECHO))
+    options = {"precision": "8da4w", "group": 32}
+    with spare({}, tmp_path / "early.log", "xnnpack", options) as made:
+        (answer,) = run([job("a")], made)
+    assert answer.error is None
+    backend, told = answer.figures["told"]
+    assert backend == "xnnpack" and json.loads(told) == options
 
 
 BUILD = """
@@ -153,7 +172,7 @@ class Fake:
 
     alive = True
 
-    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+    def __init__(self, log: Path, environment: dict[str, str], expected: object) -> None:
         self.environment = environment
 
     def kill(self) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 import torch
+from executorch.backends.xnnpack.partition.graphs import sdpa
 from executorch.exir.lowered_backend_module import LoweredBackendModule
 
-from mmpack.multimethod.compile import worker
+from mmpack.multimethod.compile import lower, worker
 
 from .projects import Project
 
@@ -37,6 +40,27 @@ def test_a_job_that_is_done_is_forgotten(project: Project, tmp_path: Any) -> Non
     assert len(lowered()) > before  # or there is nothing to forget any more
     worker._forget()
     assert len(lowered()) == before
+
+
+@pytest.mark.parametrize("backend", ["xnnpack", "portable"])
+def test_it_gets_ready_by_lowering_something_that_it_forgets(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a first method takes no longer than a second: what a process makes once is there."""
+    monkeypatch.setattr(worker, "collect_seldom", lambda: None)
+    sdpa.get_graphs.cache_clear()
+    worker._forget()
+    before = len(lowered())
+    with patch.object(lower, "lower", wraps=lower.lower) as lowering:
+        worker._get_ready(backend, "{}")
+    assert lowering.call_count == 1
+    assert sdpa.get_graphs.cache_info().currsize == (backend == "xnnpack")
+    assert len(lowered()) == before
+
+
+def test_what_cannot_be_got_ready_is_left_to_the_first_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "collect_seldom", lambda: None)
+    worker._get_ready("nowhere", "{}")
 
 
 def test_a_worker_computes_on_its_share_of_the_cores(tmp_path: Path) -> None:
