@@ -397,12 +397,16 @@ class TestOutput:
         assert (tmp_path / "nested_matmul.pte").read_bytes() == program.read_bytes()
 
 
-def test_an_operator_of_another_library_is_known_to_the_worker(project: Any) -> None:
+@pytest.mark.parametrize("late", [False, True], ids=["by its file", "by its namespace"])
+def test_an_operator_of_another_library_is_known_to_the_worker(project: Any, late: bool) -> None:
+    """late: imported where it is called, so that importing the file does not register it."""
+    registering = "import executorch.extension.llm.custom_ops.custom_ops"
     project.model(
-        """
-        import executorch.extension.llm.custom_ops.custom_ops
+        f"""
+        {"pass" if late else registering}
         class Model(nn.Module):
             def forward(self, q, k, v):
+                {registering if late else "pass"}
                 return torch.ops.llama.custom_sdpa(q, k, v, 0, None, 0.0, True)
         """
     ).spec(
