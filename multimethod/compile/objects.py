@@ -16,6 +16,7 @@ import torch
 from attrs import frozen
 from torch import nn
 from torch.export import ExportedProgram
+from torch.fx import GraphModule
 
 from mmpack.multimethod.compile.alike import Alike, Family
 from mmpack.multimethod.compile.cache import Cache, Object
@@ -286,14 +287,17 @@ class Compiler:
 
 
 EXECUTORCH_OPERATORS = {"llama": "executorch.extension.llm.custom_ops.custom_ops"}
-"""Namespace of operators that come with ExecuTorch -> the module that registers them."""
+"""Namespace of those of ExecuTorch's operators that wrappers call -> the module that registers
+them. Of others a unit's own code must do that where it is imported."""
 
 
 def _registering(program: ExportedProgram, module: nn.Module) -> Code:
     """What a worker must import to know the program's operators; nothing for PyTorch's own."""
     names = {
         node.target.namespace
-        for node in program.graph.nodes
+        for part in program.graph_module.modules()  # such as the branches of torch.cond
+        if isinstance(part, GraphModule)
+        for node in part.graph.nodes
         if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
     }
     if names <= {"aten", "prim", "prims"}:

@@ -68,7 +68,7 @@ class Worker:
         self.environment = environment
         self._early = log
         self._warm = False
-        told = () if expected is None else (expected[0], json.dumps(expected[1]))
+        told = ("--expect", expected[0], json.dumps(expected[1])) if expected is not None else ()
         with open(log, "ab") as early:
             self._process = subprocess.Popen(
                 [*COMMAND, *told],

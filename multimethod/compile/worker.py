@@ -2,6 +2,9 @@
 
 Whatever a job prints, from Python or from C++, goes to that job's log file. The process stays
 warm between jobs, and ends when stdin does: at once, so that it does not outlive a killed parent.
+
+    python -m mmpack.multimethod.compile.worker [--expect BACKEND OPTIONS]
+
 One that is begun before there is work is told the backend and the options, as JSON, of what is to
 come, and lowers something for these first.
 """
@@ -29,6 +32,8 @@ from mmpack.multimethod.memory import (
     peak_memory,
 )
 
+EXPECT = "--expect"
+
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
@@ -37,7 +42,7 @@ def main() -> None:
     keep_no_blocks()
     jobs: SimpleQueue[dict[str, Any]] = SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
-    _get_ready(*sys.argv[1:])
+    _get_ready()
     most = 0
     while True:
         job = jobs.get()
@@ -52,17 +57,24 @@ def main() -> None:
         _forget()
 
 
-def _get_ready(backend: str | None = None, options: str = "{}") -> None:
+def _get_ready() -> None:
     """Do what takes seconds and is done once a process, before there is a job."""
     collect_seldom()
     with suppress(Exception):  # then the first job meets it too, and has a log for it
         import mmpack.multimethod.compile.lower  # noqa: F401
+    if EXPECT in sys.argv:
+        _warm_up(*sys.argv[sys.argv.index(EXPECT) + 1 :])
 
-        if backend is not None:
-            from mmpack.multimethod.compile.warm import warm_up
 
-            warm_up(backend, json.loads(options))
-            _forget()
+def _warm_up(backend: str, options: str) -> None:
+    try:
+        from mmpack.multimethod.compile.warm import warm_up
+
+        warm_up(backend, json.loads(options))
+    except Exception:  # a job may be of another kind, and then takes a little longer
+        traceback.print_exc()
+    finally:
+        _forget()
 
 
 def _forget() -> None:

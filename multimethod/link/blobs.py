@@ -1,14 +1,14 @@
 """Every blob of every input once: equal bytes are found whoever brings them and stored once.
 
 Blobs are compared by their size and some of their bytes first, which reads next to nothing of
-most, and then byte by byte, so that equal always means equal. Nothing is held in memory but one
-chunk of each.
+most; where that cannot tell several apart, by CRC-32; and then byte by byte, so that equal always
+means equal. Nothing is held in memory but one chunk of each.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import define, field
 
@@ -24,16 +24,27 @@ class Blobs:
 
     pieces: list[Piece] = field(factory=list)
     _known: dict[tuple[int, int], list[int]] = field(factory=dict)
+    _crcs: dict[int, int] = field(factory=dict)
 
     def add(self, piece: Piece) -> int:
         """The number of the blob with these bytes, which may have been here before."""
         alike = self._known.setdefault((piece.size, _look(piece)), [])
-        for number in alike:
+        likely: Sequence[int] = alike
+        if len(alike) > 1:  # or many that differ elsewhere would be read for each other
+            crc = crc_of(piece)
+            likely = [number for number in alike if self.crc(number) == crc]
+        for number in likely:
             if same_bytes(self.pieces[number], piece):
                 return number
         self.pieces.append(piece)
         alike.append(len(self.pieces) - 1)
         return alike[-1]
+
+    def crc(self, number: int) -> int:
+        """The CRC-32 of a blob."""
+        if number not in self._crcs:
+            self._crcs[number] = crc_of(self.pieces[number])
+        return self._crcs[number]
 
 
 def crc_of(piece: Piece) -> int:
@@ -46,9 +57,11 @@ def crc_of(piece: Piece) -> int:
 
 def _look(piece: Piece) -> int:
     """Equal for equal pieces, and for hardly any others of one size."""
+    if piece.size <= SAMPLE:
+        return crc_of(piece)
     crc = 0
     for start in (0, (piece.size - SAMPLE) // 2, piece.size - SAMPLE):
-        crc = zlib.crc32(piece.part(max(start, 0), SAMPLE), crc)
+        crc = zlib.crc32(piece.part(start, SAMPLE), crc)
     return crc
 
 

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from attrs import define, evolve, field
 
 from mmpack.multimethod.errors import LinkError
-from mmpack.multimethod.link.blobs import Blobs, crc_of
+from mmpack.multimethod.link.blobs import Blobs
 from mmpack.multimethod.link.check_calls import external, nbytes
 from mmpack.multimethod.link.data_file import Layout
 from mmpack.multimethod.link.data_write import Kept
@@ -101,7 +101,11 @@ class Data:
 
     def record(self, name: str) -> DataRecord | None:
         """What the manifest says of what is kept outside, in a file of this name."""
-        keys = {k: (o.piece.size, crc_of(o.piece)) for k, o in sorted(self.kept.items())}
+        numbers = {id(piece): number for number, piece in enumerate(self.blobs.pieces)}
+        keys = {
+            key: (kept.piece.size, self.blobs.crc(numbers[id(kept.piece)]))
+            for key, kept in sorted(self.kept.items())
+        }
         return DataRecord(name, keys) if keys else None
 
     def add_named(self, key: str, data: bytes) -> None:

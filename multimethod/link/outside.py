@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from mmpack.multimethod.errors import FormatError, nearest
+from mmpack.multimethod.link.blobs import crc_of
 from mmpack.multimethod.link.check import open_program
 from mmpack.multimethod.link.check_calls import external
 from mmpack.multimethod.link.check_manifest import read_manifest
@@ -93,7 +93,7 @@ def require_data(file: PteFile, manifest: Manifest | None) -> None:
             raise FormatError(
                 f"{found.path}: has {there} bytes of {key!r}, and {file.path} needs {size}"
             )
-        if (is_ := _crc(found, key)) != crc:
+        if (is_ := crc_of(Piece((found, found.extents[key])))) != crc:
             raise FormatError(
                 f"{found.path}: is damaged, or not the one that {file.path} was made with: {key!r} "
                 f"has CRC-32 {is_:08x}, expected {crc:08x}"
@@ -146,10 +146,3 @@ def shown(layout: Layout | None) -> str:
     plain = list(layout.dim_order) == sorted(layout.dim_order)
     order = "" if plain else f"({','.join(map(str, layout.dim_order))})"
     return f"{ScalarType(layout.scalar_type).name}[{sizes}]{order}"
-
-
-def _crc(file: DataFile, key: str) -> int:
-    crc = 0
-    for chunk in file.chunks(file.extents[key]):
-        crc = zlib.crc32(chunk, crc)
-    return crc

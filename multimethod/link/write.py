@@ -48,10 +48,9 @@ class Piece:
         return file.chunks(extent)
 
     def part(self, start: int, size: int) -> bytes:
-        """At most `size` of the bytes, from `start` on."""
+        """So many of the bytes, from `start` on."""
         if isinstance(self.source, tuple):
             file, extent = self.source
-            size = min(size, extent.size - start)
             return file.read(extent.offset + start, size)
         return next(self.chunks())[start : start + size]
 

@@ -311,6 +311,7 @@ NOT_IN_OBJECTS = {
     "compile/process.py",
     "compile/sources.py",
     "compile/spare.py",
+    "compile/warm.py",
     "compile/worker.py",
     "plain.py",
     "scratch.py",
@@ -332,6 +333,7 @@ def test_every_file_that_decides_what_objects_look_like_is_hashed() -> None:
         "import sys\n"
         "import mmpack.multimethod.compile.objects, mmpack.multimethod.compile.worker\n"
         "import mmpack.multimethod.compile.lower, mmpack.multimethod.targets\n"
+        "import mmpack.multimethod.compile.warm\n"
         "print(*(m.__file__ for n, m in sys.modules.items() if n.startswith('mmpack.')))\n"
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -14,6 +14,7 @@ import pytest
 
 from mmpack.multimethod.compile import process
 from mmpack.multimethod.compile import spare as compile_spare
+from mmpack.multimethod.compile import worker as compile_worker
 from mmpack.multimethod.compile.pool import run_jobs
 from mmpack.multimethod.compile.process import Answer, Job, Worker
 from mmpack.multimethod.compile.spare import Spare, spare
@@ -122,8 +123,8 @@ def test_it_is_told_what_it_is_to_get_ready_for(
     with spare({}, tmp_path / "early.log", "xnnpack", options) as made:
         (answer,) = run([job("a")], made)
     assert answer.error is None
-    backend, told = answer.figures["told"]
-    assert backend == "xnnpack" and json.loads(told) == options
+    flag, backend, told = answer.figures["told"]
+    assert (flag, backend) == (compile_worker.EXPECT, "xnnpack") and json.loads(told) == options
 
 
 BUILD = """

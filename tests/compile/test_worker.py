@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -51,16 +51,24 @@ def test_it_gets_ready_by_lowering_something_that_it_forgets(
     sdpa.get_graphs.cache_clear()
     worker._forget()
     before = len(lowered())
-    with patch.object(lower, "lower", wraps=lower.lower) as lowering:
-        worker._get_ready(backend, "{}")
-    assert lowering.call_count == 1
+    monkeypatch.setattr(sys, "argv", ["worker.py", worker.EXPECT, backend, "{}"])
+    made = []
+    whole = lower.lower
+    monkeypatch.setattr(lower, "lower", lambda *args: made.append(whole(*args)))
+    worker._get_ready()
+    (figures,) = made
+    assert figures.delegated == (backend == "xnnpack")
     assert sdpa.get_graphs.cache_info().currsize == (backend == "xnnpack")
     assert len(lowered()) == before
 
 
-def test_what_cannot_be_got_ready_is_left_to_the_first_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_got_ready_is_told_and_left_to_the_first_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(worker, "collect_seldom", lambda: None)
-    worker._get_ready("nowhere", "{}")
+    monkeypatch.setattr(sys, "argv", ["worker.py", worker.EXPECT, "nowhere", "{}"])
+    worker._get_ready()
+    assert "no backend is called 'nowhere'" in capsys.readouterr().err
 
 
 def test_a_worker_computes_on_its_share_of_the_cores(tmp_path: Path) -> None:

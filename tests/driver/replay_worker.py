@@ -30,4 +30,5 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     worker._run = run
+    worker._get_ready = lambda: None
     worker.main()
