@@ -12,15 +12,19 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from mmpack.multimethod.compile import worker
 
 FOLDER = Path(sys.argv[1])
+TAKES = 0.5
+"""Seconds for a method, in which its build may be stopped."""
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
+    time.sleep(TAKES)
     with (FOLDER / "pids").open("a") as file:
         file.write(f"{os.getpid()}\n")
     shutil.copyfile(FOLDER / f"{job['method']}.pte", job["output"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from mmpack.multimethod.link import PteFile, read_manifest
 from mmpack.multimethod.targets import BACKENDS
@@ -116,23 +117,18 @@ def test_the_adder_still_adds_at_16a8w(tmp_path: Path, build_cache: Path) -> Non
     from mmpack.multimethod import build, load
 
     home = Path(__file__).parents[2] / "examples" / "adder"
-    text = (home / "adder.yaml").read_text()
-    text = text.replace("model.py:adder", f"{home}/model.py:adder")
-    text = text.replace("weights: adder", f"weights: {home}/adder")
-    text = text.replace("[chunk, one]", "[chunk]")
-    text = text[: text.index("  decode:")] + text[text.index("constants:") :]
-    text = text.replace(
-        "targets:\n",
-        "calibration: mmpack.examples.adder.calibration:prompts\ntargets:\n"
-        "  npu: {backend: qnn, soc: SM8750, precision: 16a8w}\n",
-    )
-    head, marker, rest = text.partition("  layers.{i}.output_mlp.{n}:")
-    projections, attention, mixed = head.partition("  attention.{n}:")
-    front, wrapper, projection = projections.partition("    wrapper: qkv_proj")
-    text = front + wrapper + projection.replace("target: cpu", "target: npu") + attention + mixed
-    text += marker + rest.replace("target: cpu", "target: npu", 1)
+    made = YAML().load(home / "adder.yaml")
+    made["model"] = {"factory": f"{home}/model.py:adder", "weights": f"{home}/adder.safetensors"}
+    made["calibration"] = "mmpack.examples.adder.calibration:prompts"
+    made["targets"]["npu"] = {"backend": "qnn", "soc": "SM8750", "precision": "16a8w"}
+    del made["dims"]["one"]
+    for method in made["methods"].values():
+        method["each"]["n"] = ["chunk"]
+        if method["wrapper"] in ("qkv_proj", "output_mlp"):
+            method["target"] = "npu"
+    made["flow"]["{name}"]["each"] = {"name": ["prefill"], "n": {"cycle": ["chunk"]}}
     spec = tmp_path / "adder.yaml"
-    spec.write_text(text)
+    YAML().dump(made, spec)
     build(spec, tmp_path / "adder.pte", cache=build_cache, jobs=2)
 
     flow = load(tmp_path / "adder.pte").flow("prefill")
