@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 from collections import namedtuple
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -225,18 +225,23 @@ class _Run:
                 for name, flow in self.flows.items():
                     inputs = self._of_flow(flow.plan, args, kwargs)
                     if inputs is not None:
-                        # Each sample begins with the state that a program begins with.
-                        with kept_buffers(self.model) if flow.plan.state else nullcontext():
-                            flow.run(**inputs)
-                        if self.rows.intersection(step.last for step in flow.plan.steps):
-                            with (
-                                kept_buffers(self.model) if flow.plan.state else nullcontext(),
-                                self.recorder.noting(self.rows),
-                            ):
-                                flow.run(**inputs, give="row")
+                        self._run_flow(flow, inputs)
                         self.recorder.note_flow(name, inputs)
                 if self.hooked:
                     self._through_model(args, kwargs)
+
+    def _run_flow(self, flow: Flow, inputs: Mapping[str, Any]) -> None:
+        """Once for all rows, and once for the last one if it has methods for that alone; each time
+        with the state that a program begins with."""
+
+        def fresh() -> AbstractContextManager[None]:
+            return kept_buffers(self.model) if flow.plan.state else nullcontext()
+
+        with fresh():
+            flow.run(**inputs)
+        if self.rows.intersection(step.last for step in flow.plan.steps):
+            with fresh(), self.recorder.noting(self.rows):
+                flow.run(**inputs, give="row")
 
     def _of_flow(
         self, plan: Plan, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -131,8 +131,6 @@ class Compiler:
             if name not in self._fresh and (found := self._store.object(key)) is not None:
                 objects[name] = found
         missing = {name: unit for name, unit in self._units.items() if name not in objects}
-        if not missing and means.spare is not None:
-            means.spare.dismiss()
         before = earlier(self._store) if missing else {}
         for name in self._why:
             self._progress.explain(name, self._reasons(name, keys, parts, missing, before))
@@ -195,7 +193,7 @@ class Compiler:
             overview.made(name, LIKE_ANOTHER)
             rebound.add(name)
         answers += lower(name for name in missing if name in waiting - rebound)
-        if means.spare is not None:  # all that was missing was made from what the cache has
+        if means.spare is not None:  # nobody took it: nothing had to be lowered
             means.spare.dismiss()
         _require_all(answers)
         return Objects(

@@ -15,6 +15,8 @@ from typing import Any
 
 from attrs import field, frozen
 
+from mmpack.multimethod.compile.worker import EXPECT
+
 # -P: what lies in the working directory is not to be imported.
 COMMAND = (sys.executable, "-P", "-m", "mmpack.multimethod.compile.worker")
 
@@ -68,7 +70,7 @@ class Worker:
         self.environment = environment
         self._early = log
         self._warm = False
-        told = ("--expect", expected[0], json.dumps(expected[1])) if expected is not None else ()
+        told = (EXPECT, expected[0], json.dumps(expected[1])) if expected is not None else ()
         with open(log, "ab") as early:
             self._process = subprocess.Popen(
                 [*COMMAND, *told],

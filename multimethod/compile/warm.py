@@ -16,11 +16,6 @@ def warm_up(backend: str, options: Mapping[str, Any]) -> None:
     """Lower a linear layer of a few weights for a target, and keep nothing of it."""
     import torch
 
-    # What every job imports besides.
-    import mmpack.multimethod.compile.carried
-    import mmpack.multimethod.compile.quantize
-    import mmpack.multimethod.compile.unit_file
-    import mmpack.multimethod.compile.widen  # noqa: F401
     from mmpack.multimethod.compile.lower import lower
 
     layer = torch.nn.Linear(4, 4).eval().requires_grad_(False)

@@ -21,7 +21,7 @@ from mmpack.multimethod.flow.inputs import bound, length_of, wrong
 from mmpack.multimethod.flow.last import LastRow
 from mmpack.multimethod.flow.pipelines import Callables
 from mmpack.multimethod.flow.plan import Plan
-from mmpack.multimethod.flow.runner import Runner, Scheduled
+from mmpack.multimethod.flow.runner import Run, Runner, Scheduled
 from mmpack.multimethod.flow.tasks import make_pieces
 from mmpack.multimethod.flow.trace import Span
 from mmpack.multimethod.flow.work import Times, settled_workers
@@ -98,14 +98,13 @@ class Flow:
             raise wrong(self.plan, f"give={give!r}: expected one of {', '.join(get_args(Given))}")
         begin = context.position
         pieces = make_pieces(self.plan, begin, length)
-        spans: list[Span] = []
-        fed, how = (inputs, pieces, context.caches, spans), (schedule, workers)
+        run = Run(inputs, pieces, context.caches, schedule, workers)
         try:
             if give == "row":
-                outputs = self._last.run(*fed, *how)
+                outputs = self._last.run(run)
             else:
                 given = {"all": pieces, "last": pieces[-1:], "none": ()}[give]
-                outputs = self._whole.run(*fed, given, *how)
+                outputs = self._whole.run(run, given)
             context.position = begin + length
         except BaseException:
             rewind(self.plan, context, begin)
@@ -113,7 +112,7 @@ class Flow:
         finally:
             context.state = self._last_calls()
             if trace is not None:
-                trace += spans
+                trace += run.spans
         if give == "none":
             return None
         return self._result(*(outputs[name] for name in self.plan.joins))

@@ -4,7 +4,7 @@ and their methods for one row are called on the last row of what they read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from time import perf_counter
 
 from attrs import evolve
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmpack.multimethod.flow.pipelines import Callables
 from mmpack.multimethod.flow.plan import Plan
-from mmpack.multimethod.flow.runner import Runner, Scheduled, failure
+from mmpack.multimethod.flow.runner import Run, Runner, failure
 from mmpack.multimethod.flow.tasks import Piece
 from mmpack.multimethod.flow.trace import Span
 
@@ -29,27 +29,15 @@ class LastRow:
         self._tail = [(n, step) for n, step in enumerate(plan.steps) if step.last is not None]
         self.runner = Runner(_others(plan), methods, lanes) if self._tail else whole
 
-    def run(
-        self,
-        inputs: Mapping[str, Tensor],
-        pieces: Sequence[Piece],
-        caches: dict[str, Tensor],
-        spans: list[Span],
-        schedule: Scheduled,
-        workers: Mapping[str, int],
-    ) -> dict[str, Tensor]:
-        """The last row of each of the flow's outputs, of size 1 along their axis. Caches grow, and
-        each call leaves a span."""
-        whole: dict[str, Tensor] = {}
-        if self.runner.plan.steps:
-            how = (pieces[-1:], schedule, workers)
-            whole = self.runner.run(inputs, pieces, caches, spans, *how)
+    def run(self, run: Run) -> dict[str, Tensor]:
+        """The last row of each of the flow's outputs, of size 1 along their axis."""
+        last = run.pieces[-1]
+        whole = self.runner.run(run, [last]) if self.runner.plan.steps else {}
         axes = {**self.plan.rows, **self.runner.plan.joins}
-        taken = {**inputs, **whole}
+        taken = {**run.inputs, **whole}
         # Copies: nobody is to hold a piece for the sake of a row.
         values = {name: taken[name].narrow(axis, -1, 1).clone() for name, axis in axes.items()}
-        end = pieces[-1].end
-        row = Piece(pieces[-1].number, end - 1, 1)
+        row = Piece(last.number, last.end - 1, 1)
         for number, step in self._tail:
             assert step.last is not None
             began = perf_counter()
@@ -57,12 +45,12 @@ class LastRow:
             try:
                 result = self._methods[step.last](**given)
             except Exception as error:
-                if schedule == "serial":
+                if run.schedule == "serial":
                     raise
                 raise failure(self.plan, step.last, row, error) from error
             values |= {name: getattr(result, output) for output, name in step.outputs}
             lane = self.lanes[step.last]
-            spans.append(Span(step.last, number, row, lane, 0, began, perf_counter()))
+            run.spans.append(Span(step.last, number, row, lane, 0, began, perf_counter()))
         return values
 
 

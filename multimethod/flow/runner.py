@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Literal
 
+from attrs import field, frozen
 from torch import Tensor
 
 from mmpack.multimethod.errors import FlowError, MmpackError
@@ -21,6 +22,19 @@ from mmpack.multimethod.flow.work import Times
 from mmpack.multimethod.spec.flow_walk import POSITIONS
 
 Scheduled = Literal["serial", "in-order", "out-of-order"]
+
+
+@frozen(eq=False)
+class Run:
+    """One run: what goes in, cut in pieces, and how it is to go. caches: by name; they grow.
+    workers: how many each lane has. spans: get one for each call."""
+
+    inputs: Mapping[str, Tensor]
+    pieces: Sequence[Piece]
+    caches: dict[str, Tensor]
+    schedule: Scheduled
+    workers: Mapping[str, int]
+    spans: list[Span] = field(factory=list)
 
 
 class Runner:
@@ -44,36 +58,20 @@ class Runner:
     def times(self, times: Times) -> None:
         self._orders.times = times
 
-    def run(
-        self,
-        inputs: Mapping[str, Tensor],
-        pieces: Sequence[Piece],
-        caches: dict[str, Tensor],
-        spans: list[Span],
-        given: Sequence[Piece],
-        schedule: Scheduled,
-        workers: Mapping[str, int],
-    ) -> dict[str, Tensor]:
-        """The flow's outputs on the pieces that are `given`; {} without any. Caches grow, and each
-        call leaves a span. A call that fails in a pipeline raises a FlowError that names it."""
-        if schedule == "serial":
-            return self._serial(inputs, pieces, caches, spans, given)
-        return self._pipelined(inputs, pieces, caches, spans, given, schedule, workers)
+    def run(self, run: Run, given: Sequence[Piece]) -> dict[str, Tensor]:
+        """The flow's outputs on the pieces that are `given`; {} without any. A call that fails in
+        a pipeline raises a FlowError that names it."""
+        if run.schedule == "serial":
+            return self._serial(run, given)
+        return self._pipelined(run, given, run.schedule)
 
-    def _serial(
-        self,
-        inputs: Mapping[str, Tensor],
-        pieces: Sequence[Piece],
-        caches: dict[str, Tensor],
-        spans: list[Span],
-        given: Sequence[Piece],
-    ) -> dict[str, Tensor]:
+    def _serial(self, run: Run, given: Sequence[Piece]) -> dict[str, Tensor]:
         """Each piece through all steps, one after another."""
         outputs: dict[str, list[Tensor]] = {name: [] for name in self.plan.joins}
-        for piece in pieces:
+        for piece in run.pieces:
             start = piece.number * self.plan.size
             values = {
-                name: cut_piece(inputs[name], cut, start, piece.rows)
+                name: cut_piece(run.inputs[name], cut, start, piece.rows)
                 for name, cut in self.plan.cuts.items()
             }
             values[POSITIONS] = positions(piece.first, piece.rows, self.plan.size)
@@ -81,9 +79,9 @@ class Runner:
                 if piece not in given and number not in self._lasting:
                     continue
                 began = perf_counter()
-                self._step(step, values, piece, caches)
+                self._step(step, values, piece, run.caches)
                 lane = self.lanes[step.method]
-                spans.append(Span(step.method, number, piece, lane, 0, began, perf_counter()))
+                run.spans.append(Span(step.method, number, piece, lane, 0, began, perf_counter()))
             for name, axis in self.plan.joins.items() if piece in given else ():
                 outputs[name].append(values[name].narrow(axis, 0, piece.rows))
         return joined(self.plan, outputs)
@@ -107,21 +105,14 @@ class Runner:
             values[name] = getattr(result, output)
 
     def _pipelined(
-        self,
-        inputs: Mapping[str, Tensor],
-        pieces: Sequence[Piece],
-        caches: dict[str, Tensor],
-        spans: list[Span],
-        given: Sequence[Piece],
-        schedule: Pipelined,
-        workers: Mapping[str, int],
+        self, run: Run, given: Sequence[Piece], schedule: Pipelined
     ) -> dict[str, Tensor]:
         """All pieces at once, each call when what it needs is there and its lane is free."""
-        pipeline = self._pipelines.pipeline(tuple(pieces), tuple(given))
+        pipeline = self._pipelines.pipeline(tuple(run.pieces), tuple(given))
         tasks = pipeline.tasks
-        order = self._orders.order(tasks, self.lanes, workers, schedule)
+        order = self._orders.order(tasks, self.lanes, run.workers, schedule)
         try:
-            outputs, ran = pipeline.run(inputs, caches, order, workers)
+            outputs, ran = pipeline.run(run.inputs, run.caches, order, run.workers)
         except TaskFailed as failed:
             if isinstance(failed.error, KeyboardInterrupt):
                 raise failed.error  # noqa: B904 (it is what it was)
@@ -133,8 +124,9 @@ class Runner:
                 continue
             step, piece = tasks.at(one.task)
             name = tasks.method(one.task)
-            spans.append(Span(name, step, piece, self.lanes[name], one.worker, one.begin, one.end))
-        self._orders.note(spans)
+            lane = self.lanes[name]
+            run.spans.append(Span(name, step, piece, lane, one.worker, one.begin, one.end))
+        self._orders.note(run.spans)
         return outputs
 
 

@@ -8,7 +8,7 @@ means equal. Nothing is held in memory but one chunk of each.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from attrs import define, field
 
@@ -29,7 +29,7 @@ class Blobs:
     def add(self, piece: Piece) -> int:
         """The number of the blob with these bytes, which may have been here before."""
         alike = self._known.setdefault((piece.size, _look(piece)), [])
-        likely: Sequence[int] = alike
+        likely = alike
         if len(alike) > 1:  # or many that differ elsewhere would be read for each other
             crc = crc_of(piece)
             likely = [number for number in alike if self.crc(number) == crc]
