@@ -60,7 +60,10 @@ class _Search:
         starts = {task: self._start(task) for task in self.open}
         urgent = sorted(self.open, key=lambda task: (starts[task], -self.work.tails[task], task))
         for task in urgent:
-            if (starts[task], task) > now:  # what begins earlier was tried in another order
+            # What begins earlier was tried in another order; so were those that begin at once,
+            # but for tasks that take no time: others may have to wait for these and begin then.
+            turn = task if self.work.seconds[task] else len(self.work)
+            if (starts[task], turn) > now:
                 self._go_on(task, starts[task], begun, end)
 
     def _go_on(self, task: int, start: float, begun: int, end: float) -> None:
@@ -78,7 +81,8 @@ class _Search:
                 ready.append(other)
         self.open.remove(task)
         self.open.update(ready)
-        self.run(begun | 1 << task, (start, task), max(end, over))
+        now = (start, task if work.seconds[task] else -1)
+        self.run(begun | 1 << task, now, max(end, over))
         self.open.difference_update(ready)
         self.open.add(task)
         for other in work.after[task]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmpack.multimethod.flow.optimum import optimum
@@ -44,8 +44,18 @@ def tried_one_by_one(work: Work, workers: dict[str, int]) -> float:
     return best
 
 
+NO_TIME = Work(
+    methods=("a", "a", "b", "a", "b", "a"),
+    lanes=("npu", "npu", "cpu", "npu", "cpu", "npu"),
+    seconds=(0.0, 0.0, 1.0, 0.0, 0.0, 1.0),
+    before=((), (), (), (), (0,), (4,)),
+)
+"""All begin at once, but not in any order: 4 takes no time, and goes before 2."""
+
+
 @settings(max_examples=150, deadline=None)
 @given(work=works(most=6), workers=WORKERS)
+@example(work=NO_TIME, workers={"npu": 1, "cpu": 1})
 def test_it_is_the_best_of_all_orders(work: Work, workers: dict[str, int]) -> None:
     assert optimum(work, workers) == tried_one_by_one(work, workers)
 
